@@ -1,0 +1,92 @@
+// What is trained. A Method is a recipe's choice with its own keys; Attach makes its parameters and hooks for the sites of one
+// pipeline stage. To add one: copy adapters/red.*, add one line to adapters/registry.cc and one to CMakeLists.txt (docs/adding-an-adapter.md).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+#include <torch/types.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/fields.h"
+#include "models/site.h"
+
+namespace graft::adapters {
+
+// A trained tensor: float32 leaf with requires_grad, known by its name in the adapter folder (interfaces.md 5).
+struct NamedParameter {
+  std::string name;
+  torch::Tensor value;
+  int layer = 0;  // global layer that owns it; the number of layers for parameters outside layers. Names the checkpoint shard.
+};
+
+// Name, shape and owner of a trained tensor, without the tensor.
+struct ParameterSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+  int layer = 0;
+};
+
+// A method on one stage. Hooks hold the same torch::Tensor objects as `parameters`; AdapterSet may move their storage (set_data).
+struct Attachment {
+  std::vector<NamedParameter> parameters;  // in (layer, role, init order)
+  std::vector<std::pair<models::SiteId, std::shared_ptr<models::SiteHook>>> hooks;
+};
+
+struct AttachOptions {
+  uint64_t seed = 0;
+  int num_layers = 0;                       // of the whole model
+  torch::Dtype model_dtype = torch::kFloat32;
+  torch::Dtype compute_dtype = torch::kFloat32;  // of adapter GEMMs
+  torch::Device device = torch::kCPU;            // where the stage's activations live
+};
+
+// What the adapter folder says beside the tensors.
+struct PeftContext {
+  std::string base_model_name_or_path;
+  std::string task_type;  // "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
+};
+
+class Method {
+ public:
+  virtual ~Method() = default;
+  virtual const char* name() const = 0;
+  // The method's own keys under `adapter:`, with this method's defaults (common keys are not the method's).
+  virtual void VisitFields(FieldVisitor& visitor) = 0;
+  // Sites of `model_sites` (the whole model's) that the method acts on, after `layers` has been applied to model_sites. Error kind recipe when a pattern
+  // matches nothing, names an absent role (lists the model's roles) or a number does not fit (rank > min(in, out)). Pure; no tensors.
+  virtual absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(const std::vector<models::SiteSpec>& model_sites) const = 0;
+  // The parameters that Attach makes for these sites, in the same order: (layer, role, init order). Pure.
+  virtual std::vector<ParameterSpec> Parameters(const std::vector<models::SiteSpec>& matched) const = 0;
+  // Trainable parameters at matched sites. Pure.
+  virtual int64_t CountParameters(const std::vector<models::SiteSpec>& matched) const;
+  // Parameters (initialised from the seed, the same for every split) and hooks for the matched sites that lie on this stage.
+  virtual absl::StatusOr<Attachment> Attach(const std::vector<models::SiteSpec>& matched_on_stage, const AttachOptions& options) const = 0;
+  // adapter_config.json for the matched sites of the whole model, keys sorted when dumped.
+  virtual nlohmann::json PeftConfig(const std::vector<models::SiteSpec>& matched, const PeftContext& context) const = 0;
+  // Whether an adapter folder with this adapter_config.json computes what this method computes. Error kind input naming the key, what the
+  // folder says and what the recipe says; `origin` (the file) opens the message.
+  virtual absl::Status CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const = 0;
+  // Folds the adapter into a linear's weight (out, in) and bias (out; undefined when the model has none), both float32, for the module of `site`.
+  // `tensors`: the adapter folder's. Sets *bias when the merged module needs one. Default: error kind recipe "does not merge".
+  virtual absl::Status Merge(const models::SiteSpec& site, const std::vector<std::pair<std::string, torch::Tensor>>& tensors, torch::Tensor* weight,
+                             torch::Tensor* bias) const;
+  // True when the merged module of `site` has a bias even where the model has none, so that the merged folder's config.json must say so
+  // and every linear that shares that key gets one (zeros elsewhere).
+  virtual bool MergeAddsBias(const models::SiteSpec& /*site*/) const { return false; }
+};
+
+// The tensors of an adapter folder against what `method` has at the matched sites of the WHOLE model: error kind input with the first missing,
+// extra, differently shaped and non-finite ones. `origin` opens the message.
+absl::Status CheckAdapterTensors(const Method& method, const std::vector<models::SiteSpec>& matched,
+                                 const std::vector<std::pair<std::string, torch::Tensor>>& tensors, const std::string& origin);
+
+// A fresh method with its defaults, by its recipe name; error kind recipe lists the names. registry.cc is the one list.
+absl::StatusOr<std::unique_ptr<Method>> NewMethod(const std::string& name);
+std::vector<std::string> MethodNames();
+
+}  // namespace graft::adapters

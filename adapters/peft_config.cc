@@ -1,0 +1,37 @@
+#include "adapters/peft_config.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::adapters {
+
+nlohmann::json CommonPeftConfig(const std::string& peft_type, const PeftContext& context) {
+  // The version whose key names and meanings this file follows.
+  constexpr const char* kPeftVersion = "0.21.0";
+  return {
+      {"auto_mapping", nullptr},
+      {"base_model_name_or_path", context.base_model_name_or_path},
+      {"inference_mode", true},
+      {"peft_type", peft_type},
+      {"peft_version", kPeftVersion},
+      {"revision", nullptr},
+      {"task_type", context.task_type},
+  };
+}
+
+absl::Status CheckPeftType(const nlohmann::json& config, const std::string& peft_type,
+                           const std::string& method, const std::string& origin) {
+  GRAFT_ASSIGN_OR_RETURN(const std::string found, GetString(config, "peft_type", origin));
+  if (found == peft_type) return absl::OkStatus();
+  return InputError(absl::StrCat(origin, ": peft_type is \"", Printable(found),
+                                 "\", but adapter.method `", method, "` reads \"", peft_type,
+                                 "\""));
+}
+
+std::string PeftName(const std::string& module, const std::string& suffix) {
+  return absl::StrCat("base_model.model.", module, ".", suffix);
+}
+
+}  // namespace graft::adapters

@@ -1,0 +1,24 @@
+// What adapter_config.json of every method has in common (methods.md 12), and the check of its
+// type. The file itself is read and written by sharding/adapter_folder.h.
+#pragma once
+
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/status/status.h"
+#include "adapters/adapter.h"
+
+namespace graft::adapters {
+
+// huggingface/peft's common keys.
+nlohmann::json CommonPeftConfig(const std::string& peft_type, const PeftContext& context);
+
+// Error kind input when `peft_type` in the folder is not the one of the recipe's method.
+absl::Status CheckPeftType(const nlohmann::json& config, const std::string& peft_type,
+                           const std::string& method, const std::string& origin);
+
+// "base_model.model.{module}.{suffix}".
+std::string PeftName(const std::string& module, const std::string& suffix);
+
+}  // namespace graft::adapters

@@ -1,0 +1,142 @@
+#include "adapters/red.h"
+
+#include <map>
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "adapters/peft_config.h"
+#include "adapters/site_matching.h"
+#include "adapters/tensor_check.h"
+#include "adapters/vector_edit.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::adapters {
+namespace {
+
+using models::Role;
+using models::SiteSpec;
+
+constexpr const char* kScaleName = "red_scale";
+constexpr const char* kBiasName = "red_bias";
+
+class RedHook : public models::SiteHook {
+ public:
+  // An undefined vector is absent.
+  RedHook(torch::Tensor scale, torch::Tensor bias, bool in_place)
+      : scale_(std::move(scale)), bias_(std::move(bias)), in_place_(in_place) {}
+
+  torch::Tensor EditOutput(const models::SiteInput& /*x*/, torch::Tensor y,
+                           models::SiteContext& /*context*/) override {
+    return VectorEdit(std::move(y), scale_, bias_, in_place_);
+  }
+
+ private:
+  torch::Tensor scale_, bias_;
+  bool in_place_;
+};
+
+// Whether the site's module is a linear whose output the edit can be folded into.
+bool EditsLinearOutput(Role role) { return role != Role::kLayerOut; }
+
+}  // namespace
+
+void Red::VisitFields(FieldVisitor& v) {
+  v.Text({"what", "vectors to train at each site"}, &what_, {"scale_and_bias", "scale", "bias"});
+  v.TextList({"sites",
+              "roles of the hidden states (attn.out, ffn.out, layer.out) or linears to "
+              "edit; all = every linear of the layers"},
+             &sites_);
+}
+
+absl::StatusOr<std::vector<SiteSpec>> Red::MatchSites(
+    const std::vector<SiteSpec>& model_sites) const {
+  std::vector<Role> allowed = LinearRoles();
+  for (const Role role : {Role::kAttnOut, Role::kFfnOut, Role::kLayerOut}) allowed.push_back(role);
+  GRAFT_ASSIGN_OR_RETURN(std::vector<SiteSpec> matched, MatchRoles(sites_, allowed, model_sites));
+  std::map<std::string, Role> role_of_module;
+  for (const SiteSpec& site : matched) {
+    const auto [other, inserted] = role_of_module.emplace(site.module, site.id.role);
+    if (!inserted) {
+      return RecipeError(absl::StrCat("adapter.sites: found ", models::RoleName(other->second),
+                                      " and ", models::RoleName(site.id.role),
+                                      ", which are the same place (", site.module,
+                                      "); allowed: one of them"));
+    }
+  }
+  return matched;
+}
+
+std::vector<ParameterSpec> Red::Parameters(const std::vector<SiteSpec>& matched) const {
+  std::vector<ParameterSpec> parameters;
+  for (const SiteSpec& site : matched) {
+    const std::vector<int64_t> shape = {site.out_features};
+    const int layer = site.id.layer;
+    if (has_scale()) parameters.push_back({PeftName(site.module, kScaleName), shape, layer});
+    if (has_bias()) parameters.push_back({PeftName(site.module, kBiasName), shape, layer});
+  }
+  return parameters;
+}
+
+absl::StatusOr<Attachment> Red::Attach(const std::vector<SiteSpec>& matched_on_stage,
+                                       const AttachOptions& options) const {
+  const auto vector = at::TensorOptions().dtype(at::kFloat).device(options.device);
+  Attachment attachment;
+  for (const SiteSpec& site : matched_on_stage) {
+    torch::Tensor scale, bias;
+    const int layer = site.id.layer;
+    if (has_scale()) {
+      scale = at::ones({site.out_features}, vector).requires_grad_();
+      attachment.parameters.push_back({PeftName(site.module, kScaleName), scale, layer});
+    }
+    if (has_bias()) {
+      bias = at::zeros({site.out_features}, vector).requires_grad_();
+      attachment.parameters.push_back({PeftName(site.module, kBiasName), bias, layer});
+    }
+    attachment.hooks.emplace_back(
+        site.id, std::make_shared<RedHook>(scale, bias, models::IsLinear(site.id.role)));
+  }
+  return attachment;
+}
+
+nlohmann::json Red::PeftConfig(const std::vector<SiteSpec>& matched,
+                               const PeftContext& context) const {
+  nlohmann::json config = CommonPeftConfig("RED", context);
+  config["what"] = what_;
+  config["sites"] = RoleNamesOf(matched);
+  return config;
+}
+
+absl::Status Red::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
+  GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "RED", name(), origin));
+  GRAFT_ASSIGN_OR_RETURN(const std::string what, GetStringOr(config, "what", what_, origin));
+  if (what == what_) return absl::OkStatus();
+  return InputError(
+      absl::StrCat(origin, ": what is \"", Printable(what), "\", but adapter.what is ", what_));
+}
+
+absl::Status Red::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
+                        torch::Tensor* bias) const {
+  if (!EditsLinearOutput(site.id.role)) return Method::Merge(site, tensors, weight, bias);
+  TensorCheck check(tensors);
+  torch::Tensor scale, shift;
+  if (has_scale()) scale = check.Expect(PeftName(site.module, kScaleName), {site.out_features});
+  if (has_bias()) shift = check.Expect(PeftName(site.module, kBiasName), {site.out_features});
+  GRAFT_RETURN_IF_ERROR(check.Result("adapter"));
+  if (has_scale()) {
+    *weight = scale.to(at::kFloat).unsqueeze(1) * *weight;
+    if (bias->defined()) *bias = scale.to(at::kFloat) * *bias;
+  }
+  if (has_bias()) {
+    *bias = bias->defined() ? *bias + shift.to(at::kFloat) : shift.to(at::kFloat).clone();
+  }
+  return absl::OkStatus();
+}
+
+bool Red::MergeAddsBias(const SiteSpec& site) const {
+  return has_bias() && EditsLinearOutput(site.id.role);
+}
+
+}  // namespace graft::adapters

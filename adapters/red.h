@@ -1,0 +1,45 @@
+// RED (Wu et al., arXiv 2402.15179): h' = s (.) h + beta at hidden states or linear outputs, for
+// every position (methods.md 5).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "adapters/adapter.h"
+
+namespace graft::adapters {
+
+class Red : public Method {
+ public:
+  const char* name() const override { return "red"; }
+  void VisitFields(FieldVisitor& visitor) override;
+  // Linears, attn.out, ffn.out, layer.out. Error kind recipe also when two sites are one place
+  // (ffn.out and ffn.down).
+  absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
+      const std::vector<models::SiteSpec>& model_sites) const override;
+  // red_scale (width), red_bias (width) of each site, those that `what` names.
+  std::vector<ParameterSpec> Parameters(
+      const std::vector<models::SiteSpec>& matched) const override;
+  // s = 1, beta = 0.
+  absl::StatusOr<Attachment> Attach(const std::vector<models::SiteSpec>& matched_on_stage,
+                                    const AttachOptions& options) const override;
+  nlohmann::json PeftConfig(const std::vector<models::SiteSpec>& matched,
+                            const PeftContext& context) const override;
+  // Refuses a folder whose `what` differs.
+  absl::Status CheckPeftConfig(const nlohmann::json& config,
+                               const std::string& origin) const override;
+  // W' = diag(s) W, b' = s (.) b + beta. layer.out does not merge.
+  absl::Status Merge(const models::SiteSpec& site,
+                     const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                     torch::Tensor* weight, torch::Tensor* bias) const override;
+  bool MergeAddsBias(const models::SiteSpec& site) const override;
+
+ private:
+  bool has_scale() const { return what_ != "bias"; }
+  bool has_bias() const { return what_ != "scale"; }
+
+  std::string what_ = "scale_and_bias";
+  std::vector<std::string> sites_ = {"ffn.out"};
+};
+
+}  // namespace graft::adapters

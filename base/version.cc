@@ -1,0 +1,7 @@
+#include "base/version.h"
+
+namespace graft {
+
+const char* Version() { return GRAFT_VERSION; }
+
+}  // namespace graft

@@ -1,0 +1,62 @@
+// Forward and backward of a frozen linear and of attention. Counter: FLOP/s of the matrix products.
+#include <benchmark/benchmark.h>
+
+#include "bench/micro/shapes.h"
+#include "models/layers/attention.h"
+#include "models/layers/frozen_linear.h"
+
+namespace graft::bench {
+namespace {
+
+void SetFlops(benchmark::State& state, double flop) {
+  state.counters["FLOP/s"] =
+      benchmark::Counter(flop, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// Arguments: in, out, bfloat16.
+void FrozenLinearForward(benchmark::State& state) {
+  const int64_t in = state.range(0), out = state.range(1);
+  const torch::Dtype dtype = DtypeOf(state.range(2) != 0);
+  const auto weight = models::MakeFrozenWeight(at::randn({out, in}).to(dtype));
+  const torch::Tensor x = at::randn({kTokens, in}).to(dtype);
+  for (auto _ : state) benchmark::DoNotOptimize(weight->Multiply(x, dtype));
+  SetFlops(state, 2.0 * kTokens * in * out);
+}
+
+void FrozenLinearBackward(benchmark::State& state) {
+  const int64_t in = state.range(0), out = state.range(1);
+  const torch::Dtype dtype = DtypeOf(state.range(2) != 0);
+  const auto weight = models::MakeFrozenWeight(at::randn({out, in}).to(dtype));
+  const torch::Tensor dy = at::randn({kTokens, out}).to(dtype);
+  for (auto _ : state) benchmark::DoNotOptimize(weight->MultiplyTransposed(dy, dtype));
+  SetFlops(state, 2.0 * kTokens * in * out);
+}
+
+void LinearShapes(benchmark::internal::Benchmark* bench) {
+  for (int64_t bfloat16 : {0, 1}) {
+    bench->Args({kHidden, kHidden, bfloat16});
+    bench->Args({kHidden, kKeyValue, bfloat16});
+    bench->Args({kHidden, kInner, bfloat16});
+    bench->Args({kInner, kHidden, bfloat16});
+  }
+}
+BENCHMARK(FrozenLinearForward)->Apply(LinearShapes)->UseRealTime();
+BENCHMARK(FrozenLinearBackward)->Apply(LinearShapes)->UseRealTime();
+
+// Argument: bfloat16. FLOP: the causal half of q k^T and p v, forward and 2.5 times that backward.
+void AttentionForwardBackward(benchmark::State& state) {
+  const torch::Dtype dtype = DtypeOf(state.range(0) != 0);
+  const models::AttentionShape shape{.num_heads = 9, .num_kv_heads = 3, .head_dim = 64};
+  const auto segments = Segments();
+  const auto leaf = [&](int64_t width) {
+    return at::randn({kTokens, width}).to(dtype).requires_grad_(true);
+  };
+  const torch::Tensor q = leaf(kHidden), k = leaf(kKeyValue), v = leaf(kKeyValue);
+  const torch::Tensor dy = at::randn({kTokens, kHidden}).to(dtype);
+  for (auto _ : state) models::Attention(q, k, v, segments, shape).backward(dy);
+  SetFlops(state, 3.5 * 2.0 * kTokens * kLength * kHidden);
+}
+BENCHMARK(AttentionForwardBackward)->Arg(0)->Arg(1)->UseRealTime();
+
+}  // namespace
+}  // namespace graft::bench

@@ -1,0 +1,50 @@
+// Owns the way ranks talk for the life of the program: MPI when the process was started by a launcher (mpirun, srun), a
+// single-rank local communicator otherwise, or what an embedding program brings. Passed by reference; no globals.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "comm/communicator.h"
+#include "comm/rank_grid.h"
+
+namespace graft::comm {
+
+// The communicators of one rank in a data x pipeline grid. data_group: ranks that hold the same stage (rank in it = data
+// rank). pipeline_group: the stages of one replica (rank in it = pipeline rank).
+struct Groups {
+  RankGrid grid;
+  std::unique_ptr<Communicator> data_group;
+  std::unique_ptr<Communicator> pipeline_group;
+};
+
+class World {
+ public:
+  // Initialises MPI when the environment says that a launcher started this process (OMPI_COMM_WORLD_SIZE, PMIX_RANK,
+  // PMI_RANK); else one rank. Error kind peer with a hint when a multi-task SLURM step sees one MPI rank (PMIx missing).
+  static absl::StatusOr<std::unique_ptr<World>> Create();
+  // For tests and embedding programs: any communicator.
+  explicit World(std::unique_ptr<Communicator> all);
+  ~World();  // finalises MPI if Create initialised it (skipped after Abort)
+
+  Communicator& all() { return *all_; }
+  int rank() const { return all_->rank(); }
+  int size() const { return all_->size(); }
+  // Ranks on this node and this rank's place among them.
+  int local_size() const { return local_size_; }
+  int local_rank() const { return local_rank_; }
+  // grid.world() must equal size(): error kind recipe that says how many ranks there are. Collective.
+  absl::StatusOr<Groups> MakeGroups(RankGrid grid);
+
+ private:
+  std::unique_ptr<Communicator> all_;
+  int local_size_ = 1;
+  int local_rank_ = 0;
+  bool owns_mpi_ = false;
+};
+
+// "Open MPI v4.1.4 ..." and "NCCL 2.28.9" or "not built in".
+const char* MpiVersion();
+const char* NcclVersion();
+
+}  // namespace graft::comm

@@ -1,0 +1,76 @@
+#include "launch/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::launch {
+namespace {
+
+std::string CheckAssignment(const std::string& text) {
+  const std::size_t equals = text.find('=');
+  const std::size_t dot = text.find('.');
+  if (equals != std::string::npos && dot != std::string::npos && dot < equals) return "";
+  return absl::StrCat("found `", Printable(text), "`, must be section.key=value");
+}
+
+void AddCommand(const CommandUsage& usage, CLI::App& app, CommandLine* line) {
+  CLI::App* const command = app.add_subcommand(usage.name, usage.help);
+  if (!usage.takes_recipe) {
+    command->add_option("PATH", line->paths, "model folder, data set, adapter or checkpoint")
+        ->required();
+    return;
+  }
+  command->add_option("--config", line->config, "the recipe (YAML)")->required()->type_name("FILE");
+  command->add_option("section.key=value", line->overrides, "keys that replace the recipe's")
+      ->check(CLI::Validator(CheckAssignment, ""))
+      ->type_name("");
+}
+
+std::string OneLine(const std::string& text) {
+  return Printable(absl::StrReplaceAll(text, {{"\r", ""}, {"\n", "; "}}), 400);
+}
+
+}  // namespace
+
+absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv,
+                                             const std::vector<CommandUsage>& commands) {
+  CommandLine line;
+  CLI::App app("Fine-tunes small adapters on a frozen language model, on one machine or many.",
+               "graft");
+  std::vector<std::string> names;
+  for (const CommandUsage& usage : commands) {
+    AddCommand(usage, app, &line);
+    names.push_back(usage.name);
+  }
+  app.add_flag("--version", line.show_version, "show the versions of graft, LibTorch, MPI, NCCL")
+      ->multi_option_policy(CLI::MultiOptionPolicy::Throw);
+  app.require_subcommand(0, 1);
+  // CLI11 would call a misspelt command an extra argument.
+  if (argc > 1 && argv[1][0] != '-' &&
+      std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+    return UsageError(absl::StrCat("command line: found command `", Printable(argv[1]),
+                                   "`, must be one of ", JoinNames(names),
+                                   DidYouMean(argv[1], names)));
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    line.show_help = true;
+  } catch (const CLI::ParseError& error) {
+    return UsageError(absl::StrCat("command line: ", OneLine(error.what())));
+  }
+  for (const CLI::App* command : app.get_subcommands()) line.command = command->get_name();
+  if (line.show_help) line.help_text = app.help();
+  if (line.command.empty() && !line.show_help && !line.show_version) {
+    return UsageError(absl::StrCat("command line: no command, must be one of ", JoinNames(names),
+                                   " (graft --help)"));
+  }
+  return line;
+}
+
+}  // namespace graft::launch

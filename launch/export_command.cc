@@ -1,0 +1,48 @@
+// `graft export`: an adapter folder, or with export.merge=true a merged model folder, from a run, a
+// checkpoint or an adapter folder.
+#include <nlohmann/json.hpp>
+
+#include "base/logging.h"
+#include "base/status.h"
+#include "launch/commands.h"
+#include "sharding/adapter_folder.h"
+#include "trainer/export_source.h"
+#include "trainer/merge_model.h"
+
+namespace graft::launch {
+namespace {
+
+std::string WithoutLastSlash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+}  // namespace
+
+absl::Status ExportCommand(CommandContext& context) {
+  const trainer::Recipe& recipe = context.recipe;
+  GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model", "adapter.method"}, "export"));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, trainer::ReadRecipeModel(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
+                         trainer::ChooseAdapter(recipe, config));
+  GRAFT_ASSIGN_OR_RETURN(const sharding::NamedTensors tensors,
+                         trainer::ReadExportSource(recipe, adapter));
+  const std::string to = WithoutLastSlash(recipe.export_.to);
+  if (recipe.export_.merge) {
+    GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model.path"}, "export with merge"));
+    GRAFT_RETURN_IF_ERROR(trainer::MergeModel(recipe.model.path, config, *adapter.method,
+                                              adapter.matched, tensors, to,
+                                              {.follow_links = recipe.model.follow_links}));
+    LOG(INFO) << "merged model in " << to;
+    return absl::OkStatus();
+  }
+  const std::string base = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
+  const nlohmann::json peft = adapter.method->PeftConfig(
+      adapter.matched, {.base_model_name_or_path = base, .task_type = "CAUSAL_LM"});
+  GRAFT_RETURN_IF_ERROR(sharding::WriteAdapterFolder(to, peft, tensors));
+  LOG(INFO) << "adapter in " << to;
+  return absl::OkStatus();
+}
+
+}  // namespace graft::launch

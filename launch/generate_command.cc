@@ -1,0 +1,71 @@
+// `graft generate`: continues the prompts of data.eval; writes <run.output>/generations.jsonl, one
+// {sample_id, prompt_tokens, tokens} a line, token ids, in data set order.
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/logging.h"
+#include "base/status.h"
+#include "comm/agree.h"
+#include "launch/commands.h"
+#include "trainer/generator.h"
+#include "trainer/open_data.h"
+
+namespace graft::launch {
+namespace {
+
+std::string LinesOf(const std::vector<trainer::Continuation>& continuations) {
+  std::string lines;
+  for (const trainer::Continuation& answer : continuations) {
+    const nlohmann::ordered_json json = {{"sample_id", answer.sample_id},
+                                         {"prompt_tokens", answer.prompt},
+                                         {"tokens", answer.tokens}};
+    absl::StrAppend(&lines, json.dump(), "\n");
+  }
+  return lines;
+}
+
+absl::Status WriteGenerations(const std::string& output, const std::vector<std::string>& shares) {
+  GRAFT_RETURN_IF_ERROR(MakeDirs(output));
+  const std::string path = JoinPath(output, "generations.jsonl");
+  std::string lines;
+  for (const std::string& share : shares) lines += share;
+  GRAFT_RETURN_IF_ERROR(AtomicWriteFile(path, lines));
+  LOG(INFO) << "answers in " << path;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status GenerateCommand(CommandContext& context) {
+  const trainer::Recipe& recipe = context.recipe;
+  GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
+  if (recipe.generate.beams != 1) {
+    return RecipeError(absl::StrCat("generate.beams: found ", recipe.generate.beams,
+                                    ", this version supports: 1"));
+  }
+  GRAFT_ASSIGN_OR_RETURN(const auto data, trainer::OpenData(recipe, recipe.data.eval, "data.eval",
+                                                            context.world.all()));
+  GRAFT_ASSIGN_OR_RETURN(
+      const auto model,
+      trainer::LoadedModel::Load(recipe, context.world, trainer::WorkShapeOf(*data, 0)));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, model->config(), "data.eval"));
+  const trainer::SamplingOptions sampling = {.temperature = recipe.generate.temperature,
+                                             .top_p = recipe.generate.top_p,
+                                             .seed = static_cast<uint64_t>(recipe.run.seed)};
+  const int64_t num_samples = trainer::LimitedSize(*data, recipe.data.max_samples);
+  GRAFT_ASSIGN_OR_RETURN(
+      const auto answers,
+      trainer::Generate(*model, *data, num_samples, recipe.generate.max_new_tokens, sampling));
+  // All stages of a replica hold the same answers: the first stages of the data ranks give them in
+  // data set order.
+  const std::vector<std::string> shares =
+      comm::AllGatherStrings(*model->groups().data_group, LinesOf(answers));
+  const absl::Status written =
+      context.world.rank() == 0 ? WriteGenerations(recipe.run.output, shares) : absl::OkStatus();
+  return comm::AgreeOnStatus(context.world.all(), written);
+}
+
+}  // namespace graft::launch

@@ -1,0 +1,87 @@
+// `graft plan`: what a run would do, without its weights: sites, stage split, memory, bubble, step
+// time.
+#include <cstdio>
+
+#include <ATen/ATen.h>
+
+#include "base/status.h"
+#include "launch/commands.h"
+#include "sharding/plan_report.h"
+#include "trainer/data/dataset.h"
+#include "trainer/loaded_model.h"
+#include "trainer/open_data.h"
+#include "trainer/stopwatch.h"
+#include "trainer/summary.h"
+#include "trainer/threads.h"
+
+namespace graft::launch {
+namespace {
+
+constexpr int64_t kDefaultLength = 512;  // of a sample when the recipe names no data
+
+absl::StatusOr<trainer::WorkShape> ReadWork(CommandContext& context,
+                                            const models::ModelConfig& config) {
+  const trainer::DataSection& data = context.recipe.data;
+  const int64_t row_length = data.packing ? data.row_length : 0;
+  if (data.train.empty()) {
+    return trainer::WorkShape{.sequence_length =
+                                  row_length > 0 ? row_length
+                                                 : std::min(kDefaultLength, config.max_positions)};
+  }
+  GRAFT_ASSIGN_OR_RETURN(const auto dataset, trainer::OpenData(context.recipe, data.train,
+                                                               "data.train", context.world.all()));
+  return trainer::WorkShapeOf(*dataset, row_length);
+}
+
+// Of one rank, by a matrix product of the size that a layer has.
+double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtype) {
+  const int64_t rows = 512, width = std::min<int64_t>(config.hidden_size, 4096),
+                inner = std::min<int64_t>(config.intermediate_size, 4096);
+  const torch::Tensor x = at::ones({rows, width}, dtype), w = at::ones({width, inner}, dtype);
+  at::mm(x, w);  // first call sets up
+  const trainer::Stopwatch clock;
+  int64_t count = 0;
+  while (clock.Seconds() < 0.2) {
+    at::mm(x, w);
+    ++count;
+  }
+  return 2.0 * static_cast<double>(count * rows * width * inner) / clock.Seconds();
+}
+
+}  // namespace
+
+absl::Status PlanCommand(CommandContext& context) {
+  const trainer::Recipe& recipe = context.recipe;
+  GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, trainer::ReadRecipeModel(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
+                         trainer::ChooseAdapter(recipe, config));
+  GRAFT_ASSIGN_OR_RETURN(const trainer::WorkShape shape, ReadWork(context, config));
+  GRAFT_ASSIGN_OR_RETURN(const sharding::Plan plan,
+                         trainer::MakeRecipePlan(recipe, config, adapter, shape));
+  trainer::SetUpThreads(context.world.all(), recipe.parallel.threads);
+  const torch::Dtype dtype = trainer::RecipeDtype(recipe);
+  sharding::PlanWork work;
+  GRAFT_ASSIGN_OR_RETURN(work.schedule, sharding::ParseSchedule(recipe.parallel.schedule));
+  work.data = static_cast<int>(recipe.parallel.data);
+  const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
+  work.micro_batches =
+      static_cast<int>((share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch);
+  work.sequence_length = shape.sequence_length;
+  work.micro_batch_tokens = recipe.optim.micro_batch * shape.sequence_length;
+  work.head_share = shape.head_share;
+  work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
+  work.recompute = recipe.model.recompute == "layer";
+  work.packed_twice = dtype == torch::kBFloat16;
+  work.flop_per_second = MeasureFlopPerSecond(config, dtype);
+  GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
+                         sharding::EstimatePlan(config, plan, work));
+  const int64_t trainable = adapter.method->CountParameters(adapter.matched);
+  std::printf(
+      "%s\n%s\n\n%s", trainer::SiteMatchTable(*adapter.method, adapter.matched).c_str(),
+      trainer::ParameterLine(trainable, models::CountParameters(config) + trainable).c_str(),
+      sharding::RenderPlan(config, plan, work, estimate).c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace graft::launch

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Builds everything and runs every test: shellcheck, Python, sanitizers, then ctest (unit, ranks as threads, mpirun).
+#
+#   launch/test.sh                      all of it
+#   launch/test.sh --only PART ...      parts: shell, python, asan, unit, mpi
+#
+# Runs on after a failed part and ends with ctest's own summary and a list of what failed.
+set -uo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT" || exit 74
+
+ALL_PARTS=(shell python asan unit mpi)
+parts=("${ALL_PARTS[@]}")
+failed=()
+
+if [ $# -gt 0 ]; then
+  if [ "$1" != --only ] || [ $# -lt 2 ]; then
+    fail usage 64 "test.sh: '$*': allowed is --only PART ..., parts: ${ALL_PARTS[*]}"
+  fi
+  parts=("${@:2}")
+  for part in "${parts[@]}"; do
+    [[ " ${ALL_PARTS[*]} " == *" $part "* ]] || fail usage 64 "test.sh: unknown part '$part'; allowed are ${ALL_PARTS[*]}"
+  done
+fi
+
+wanted() { [[ " ${parts[*]} " == *" $1 "* ]]; }
+
+# Runs a command and remembers its part when it fails: run PART COMMAND...
+run() {
+  local part="$1" start=$SECONDS
+  shift
+  say "$part"
+  if "$@"; then say "$part passed in $((SECONDS - start)) s"; else
+    failed+=("$part")
+    say "$part FAILED after $((SECONDS - start)) s"
+  fi
+}
+
+check_shell() { find launch .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 shellcheck -x; }
+
+# The tests that link without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer.
+check_asan() {
+  local options=()
+  mapfile -t options < <(site_cmake_options)
+  cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)" &&
+    ctest --test-dir build-asan --output-on-failure --parallel "$(nproc)"
+}
+
+# Test programs keep to one thread each; a set label picks a part.
+run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"; }
+
+if wanted unit || wanted mpi || wanted python; then
+  launch/setup.sh --build-tests || fail bug 70 "test.sh: the build failed, see above"
+else
+  launch/setup.sh || exit $?
+fi
+wanted shell && run shell check_shell
+wanted python && run python "$PYTHON" -m pytest tests/python
+wanted asan && run asan check_asan
+if wanted unit && wanted mpi; then
+  run ctest run_ctest
+elif wanted unit; then
+  run ctest run_ctest -LE mpi
+elif wanted mpi; then
+  run ctest run_ctest -L mpi
+fi
+if [ "${#failed[@]}" -gt 0 ]; then
+  fail bug 70 "test.sh: failed: ${failed[*]}"
+fi

@@ -1,0 +1,50 @@
+#include "models/backbone.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "models/architectures/llama.h"
+
+namespace graft::models {
+namespace {
+
+// One row per architecture family; a new backbone adds its line here.
+struct Family {
+  std::vector<std::string> model_types;
+  absl::StatusOr<std::unique_ptr<Backbone>> (*build)(const ModelConfig&, LayerRange, WeightSource&,
+                                                     const BackboneOptions&);
+  std::vector<SiteSpec> (*sites)(const ModelConfig&);
+  int64_t (*count)(const ModelConfig&);
+};
+
+const Family* FindFamily(const std::string& model_type) {
+  static const std::vector<Family> families = {
+      {{"llama", "mistral", "qwen2"}, BuildLlama, ListLlamaSites, CountLlamaParameters},
+  };
+  for (const Family& family : families) {
+    for (const std::string& name : family.model_types) {
+      if (name == model_type) return &family;
+    }
+  }
+  return nullptr;
+}
+
+const Family& KnownFamily(const ModelConfig& config) {
+  const Family* family = FindFamily(config.model_type);
+  GRAFT_CHECK(family != nullptr, "no architecture for model_type " + config.model_type);
+  return *family;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& config, LayerRange range,
+                                                        WeightSource& weights,
+                                                        const BackboneOptions& options) {
+  return KnownFamily(config).build(config, range, weights, options);
+}
+
+std::vector<SiteSpec> ListSites(const ModelConfig& config) {
+  return KnownFamily(config).sites(config);
+}
+int64_t CountParameters(const ModelConfig& config) { return KnownFamily(config).count(config); }
+
+}  // namespace graft::models

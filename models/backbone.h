@@ -1,0 +1,87 @@
+// A frozen backbone, or a contiguous part of it: what one pipeline chunk runs. The same object trains, evaluates and generates.
+// Sharding decides the range; architectures/ implement it; hooks of the site table edit it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "absl/status/statusor.h"
+#include "models/model_config.h"
+#include "models/site.h"
+
+namespace graft::models {
+
+class WeightSource;  // models/weights/weight_source.h
+
+// Layers [first_layer, first_layer + num_layers), with the embedding in front and the final norm + head behind where said.
+struct LayerRange {
+  int first_layer = 0;
+  int num_layers = 0;
+  bool embed = true;
+  bool head = true;
+  int end_layer() const { return first_layer + num_layers; }
+};
+
+// Keys and values of the layers of one chunk for a set of running sequences (generation only).
+class KvCache;
+
+struct BackboneOptions {
+  torch::Dtype dtype = torch::kFloat32;   // of frozen weights and activations
+  torch::Device device = torch::kCPU;
+  bool recompute = false;                 // model.recompute: layer
+};
+
+class Backbone {
+ public:
+  virtual ~Backbone() = default;
+  const ModelConfig& config() const { return config_; }
+  const LayerRange& range() const { return range_; }
+  // Hooks are added before the first forward pass.
+  SiteTable& sites() { return *sites_; }
+  virtual int64_t frozen_parameters() const = 0;  // of this part; a tied head on another stage than the embedding counts there too
+  virtual int64_t frozen_bytes() const = 0;
+
+  // batch.tokens -> (N, D). Only when range().embed.
+  virtual torch::Tensor Embed(SiteContext& context) = 0;
+  // (N, D) -> (N, D) through the layers of the range. Builds autograd state only where a trained parameter or an input that
+  // requires grad lies below. `cache` null: training, evaluation. Else attention also reads and extends the cache.
+  virtual torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache = nullptr) = 0;
+  // Sum of cross-entropies (nats, float64 scalar on CPU, differentiable in h) over batch.target_rows, in chunks; the full logits
+  // never exist. Zero targets: a zero that still depends on h. Only when range().head.
+  virtual torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) = 0;
+  // Cross-entropy of each target, float32 (num targets), no grad. For scoring and per-sample evaluation.
+  virtual torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) = 0;
+  // Final norm + LM head of the chosen rows: (rows, V) float32. Generation and tests.
+  virtual torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) = 0;
+
+  virtual std::unique_ptr<KvCache> NewKvCache() const = 0;
+
+ protected:
+  Backbone(ModelConfig config, LayerRange range) : config_(std::move(config)), range_(range) {}
+  ModelConfig config_;
+  LayerRange range_;
+  std::shared_ptr<SiteTable> sites_ = std::make_shared<SiteTable>();
+};
+
+// Grows by one call of Layers: each segment of the micro-batch names its sequence by Segment::sample_id; its rows are appended to
+// that sequence's keys and values.
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual void Drop(int64_t sequence) = 0;
+  virtual int64_t Length(int64_t sequence) const = 0;
+};
+
+// Builds the part `range` of the model, touching only its tensors. Shapes must follow from the config: error kind input.
+absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& config, LayerRange range, WeightSource& weights,
+                                                        const BackboneOptions& options);
+
+// Sites of the whole model, in (layer, fixed role) order; `embed` stands first with layer = num_layers. No weights needed.
+std::vector<SiteSpec> ListSites(const ModelConfig& config);
+// Parameters of the whole frozen model (tied head counted once), from the config alone.
+int64_t CountParameters(const ModelConfig& config);
+
+}  // namespace graft::models

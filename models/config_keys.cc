@@ -1,0 +1,147 @@
+#include "models/config_keys.h"
+
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::models {
+namespace {
+
+using nlohmann::json;
+using Names = std::set<std::string>;
+
+// Read by model_config.cc for every model type.
+const Names& ReadKeys() {
+  static const Names* const names = new Names{"model_type",
+                                              "architectures",
+                                              "hidden_size",
+                                              "num_hidden_layers",
+                                              "num_attention_heads",
+                                              "num_key_value_heads",
+                                              "head_dim",
+                                              "intermediate_size",
+                                              "vocab_size",
+                                              "max_position_embeddings",
+                                              "rms_norm_eps",
+                                              "initializer_range",
+                                              "attention_dropout",
+                                              "tie_word_embeddings",
+                                              "hidden_act",
+                                              "rope_theta",
+                                              "rope_scaling",
+                                              "rope_parameters",
+                                              "dtype",
+                                              "torch_dtype",
+                                              "eos_token_id",
+                                              "bos_token_id",
+                                              "pad_token_id",
+                                              "layer_types"};
+  return *names;
+}
+
+// Read for some model types only.
+const Names& FamilyKeys(const std::string& model_type) {
+  static const Names* const llama = new Names{"attention_bias", "mlp_bias"};
+  static const Names* const mistral = new Names{"sliding_window"};
+  static const Names* const qwen2 =
+      new Names{"sliding_window", "use_sliding_window", "max_window_layers"};
+  if (model_type == "llama") return *llama;
+  return model_type == "mistral" ? *mistral : *qwen2;
+}
+
+// Bookkeeping, generation defaults, tokenizer and task-head keys: none reaches the forward pass of
+// the backbone (transformers' PreTrainedConfig and GenerationConfig).
+const Names& HarmlessKeys() {
+  static const Names* const names = new Names{
+      // Bookkeeping.
+      "_name_or_path", "_model_name_or_path", "name_or_path", "_commit_hash",
+      "transformers_version", "transformers.js_config", "is_llama_config", "unsloth_version",
+      "unsloth_fixed", "model_name", "_unsloth_version",
+      // How transformers runs, not what it computes.
+      "use_cache", "_attn_implementation", "attn_implementation", "_attn_implementation_autoset",
+      "_attn_implementation_internal", "_experts_implementation",
+      "_experts_implementation_internal", "_flash_attn_2_enabled", "output_attentions",
+      "output_hidden_states", "output_scores", "output_router_logits", "return_dict",
+      "return_dict_in_generate", "use_return_dict", "torchscript", "use_bfloat16", "tf_legacy_loss",
+      "chunk_size_feed_forward", "gradient_checkpointing", "neftune_noise_alpha",
+      "keys_to_ignore_at_inference", "base_model_tp_plan", "base_model_pp_plan",
+      // Generation.
+      "generation_config", "max_length", "min_length", "max_new_tokens", "do_sample",
+      "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
+      "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+      "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
+      "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+      "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+      "epsilon_cutoff", "eta_cutoff", "encoder_repetition_penalty", "num_assistant_tokens",
+      "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
+      "target_lookbehind", "is_decoder",
+      // Tokenizer.
+      "tokenizer_class", "sep_token_id", "unk_token_id", "decoder_start_token_id", "prefix",
+      "model_max_length",
+      // Task heads.
+      "problem_type", "num_labels", "id2label", "label2id", "task_specific_params",
+      "finetuning_task", "classifier_dropout"};
+  return *names;
+}
+
+// Harmless with one value only.
+struct FixedKey {
+  const char* key;
+  json value;
+};
+const std::vector<FixedKey>& FixedKeys() {
+  static const auto* const keys = new std::vector<FixedKey>{
+      {"pretraining_tp", 1},          {"rope_interleaved", false},
+      {"partial_rotary_factor", 1.0}, {"pruned_heads", json::object()},
+      {"is_encoder_decoder", false},
+  };
+  return *keys;
+}
+
+absl::Status Refuse(const std::string& origin, const std::string& key, const std::string& why) {
+  return InputError(absl::StrCat(origin, ": ", Printable(key), ": ", why));
+}
+
+absl::Status CheckOtherKey(const std::string& key, const json& value, const std::string& model_type,
+                           const std::string& origin) {
+  if (value.is_null() || value == json(false)) return absl::OkStatus();
+  if (key == "quantization_config") {
+    return Refuse(origin, key, "quantised folders are not read; save the model in a plain dtype");
+  }
+  if (key == "auto_map") {
+    return Refuse(origin, key, "names code of its own, which may change the mathematics");
+  }
+  std::vector<std::string> known(ReadKeys().begin(), ReadKeys().end());
+  known.insert(known.end(), FamilyKeys(model_type).begin(), FamilyKeys(model_type).end());
+  return Refuse(origin, key,
+                absl::StrCat("found ", DescribeJson(value), ", but model_type ", model_type,
+                             " has no such key here and it may change the mathematics",
+                             DidYouMean(key, known)));
+}
+
+}  // namespace
+
+absl::Status CheckConfigKeys(const json& config, const std::string& model_type,
+                             const std::string& origin) {
+  for (const FixedKey& fixed : FixedKeys()) {
+    if (HasValue(config, fixed.key) && config[fixed.key] != fixed.value) {
+      return Refuse(origin, fixed.key,
+                    absl::StrCat("found ", DescribeJson(config[fixed.key]), ", only ",
+                                 fixed.value.dump(), " is supported"));
+    }
+  }
+  for (const auto& [key, value] : config.items()) {
+    bool known =
+        ReadKeys().count(key) + FamilyKeys(model_type).count(key) + HarmlessKeys().count(key) > 0;
+    for (const FixedKey& fixed : FixedKeys()) known = known || key == fixed.key;
+    if (!known) GRAFT_RETURN_IF_ERROR(CheckOtherKey(key, value, model_type, origin));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace graft::models

@@ -1,0 +1,132 @@
+#include "models/layers/frozen_linear.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <ATen/cpu/Utils.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace graft::models {
+namespace {
+
+// LibTorch's own product in the weight's dtype.
+class PlainWeight : public FrozenWeight {
+ public:
+  explicit PlainWeight(torch::Tensor weight)
+      : weight_(std::move(weight)), transposed_(weight_.t()) {}
+  int64_t in_features() const override { return weight_.size(1); }
+  int64_t out_features() const override { return weight_.size(0); }
+  int64_t bytes() const override { return static_cast<int64_t>(weight_.nbytes()); }
+  torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
+    return at::mm(x, transposed_).to(result);
+  }
+  torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
+    return at::mm(dy.to(weight_.scalar_type()), weight_).to(result);
+  }
+  torch::Tensor Rows(const torch::Tensor& indices) const override {
+    return weight_.index_select(0, indices);
+  }
+
+ private:
+  torch::Tensor weight_;
+  torch::Tensor transposed_;
+};
+
+// bfloat16 storage, float32 product: W is converted a slab of rows at a time, so the scratch stays
+// small.
+class UpcastWeight : public FrozenWeight {
+ public:
+  explicit UpcastWeight(torch::Tensor weight) : weight_(std::move(weight)) {}
+  int64_t in_features() const override { return weight_.size(1); }
+  int64_t out_features() const override { return weight_.size(0); }
+  int64_t bytes() const override { return static_cast<int64_t>(weight_.nbytes()); }
+
+  torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
+    const torch::Tensor x32 = x.to(torch::kFloat32);
+    torch::Tensor y = at::empty({x.size(0), out_features()}, x32.options());
+    ForEachSlab([&](int64_t begin, const torch::Tensor& slab) {
+      torch::Tensor part = y.narrow(1, begin, slab.size(0));
+      at::mm_out(part, x32, slab.t());
+    });
+    return y.to(result);
+  }
+
+  torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
+    const torch::Tensor dy32 = dy.to(torch::kFloat32);
+    torch::Tensor dx;
+    ForEachSlab([&](int64_t begin, const torch::Tensor& slab) {
+      const torch::Tensor part = dy32.narrow(1, begin, slab.size(0));
+      if (dx.defined()) {
+        dx.addmm_(part, slab);
+      } else {
+        dx = at::mm(part, slab);
+      }
+    });
+    return dx.to(result);
+  }
+
+  torch::Tensor Rows(const torch::Tensor& indices) const override {
+    return weight_.index_select(0, indices);
+  }
+
+ private:
+  template <typename Body>
+  void ForEachSlab(const Body& body) const {
+    constexpr int64_t kSlabBytes = int64_t{16} << 20;
+    const int64_t rows = std::max<int64_t>(1, kSlabBytes / 4 / in_features());
+    for (int64_t begin = 0; begin < out_features(); begin += rows) {
+      body(begin,
+           weight_.narrow(0, begin, std::min(rows, out_features() - begin)).to(torch::kFloat32));
+    }
+  }
+
+  torch::Tensor weight_;
+};
+
+// y = x W^T + b; saves W by reference only.
+class FrozenLinearFunction : public torch::autograd::Function<FrozenLinearFunction> {
+ public:
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                               const FrozenLinear* layer) {
+    context->saved_data["layer"] = reinterpret_cast<int64_t>(layer);
+    context->set_materialize_grads(false);
+    torch::Tensor y = layer->weight().Multiply(x, x.scalar_type());
+    if (layer->bias().defined()) y.add_(layer->bias());
+    return y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list dy) {
+    if (!dy[0].defined()) return {torch::Tensor(), torch::Tensor()};
+    const auto* layer = reinterpret_cast<const FrozenLinear*>(context->saved_data["layer"].toInt());
+    return {layer->weight().MultiplyTransposed(dy[0], dy[0].scalar_type()), torch::Tensor(),
+            torch::Tensor()};
+  }
+};
+
+}  // namespace
+
+bool HasFastBFloat16() {
+  static const bool fast = [] {
+    const auto capabilities = at::cpu::get_cpu_capabilities();
+    const auto has = [&](const char* name) {
+      const auto found = capabilities.find(name);
+      return found != capabilities.end() && found->second.isBool() && found->second.toBool();
+    };
+    return has("avx512_bf16") || has("amx_bf16");
+  }();
+  return fast;
+}
+
+std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight) {
+  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && !HasFastBFloat16()) {
+    return std::make_shared<UpcastWeight>(std::move(weight));
+  }
+  return std::make_shared<PlainWeight>(std::move(weight));
+}
+
+torch::Tensor FrozenLinear::Forward(const torch::Tensor& x) const {
+  return FrozenLinearFunction::apply(x, this);
+}
+
+}  // namespace graft::models

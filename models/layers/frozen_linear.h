@@ -1,0 +1,59 @@
+// A frozen linear layer y = x W^T + b. In training it keeps a reference to W and nothing else: no
+// input, no weight gradient (performance.md 2.1). How W is stored and multiplied is behind
+// FrozenWeight, so that the same layer runs on plain, up-cast, quantised or gathered weights.
+#pragma once
+
+#include <memory>
+
+#include <torch/types.h>
+
+#include "models/site.h"
+
+namespace graft::models {
+
+// A frozen matrix W (out, in). Thread-safe, immutable.
+class FrozenWeight {
+ public:
+  virtual ~FrozenWeight() = default;
+  virtual int64_t in_features() const = 0;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t bytes() const = 0;
+  // x (N, in) -> x W^T (N, out), in `result` dtype: x's own, or float32.
+  virtual torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const = 0;
+  // dy (N, out) -> dy W (N, in), likewise.
+  virtual torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const = 0;
+  // Rows of W by index (embedding look-up): (indices) -> (indices, in).
+  virtual torch::Tensor Rows(const torch::Tensor& indices) const = 0;
+};
+
+// Picks the fastest exact form for this processor: a bfloat16 matrix on a CPU without wide bfloat16
+// instructions is multiplied in float32 slab by slab (LibTorch's own fall-back there is about 40
+// times slower).
+std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight);
+
+// True when bfloat16 matrix products run on this CPU's own instructions.
+bool HasFastBFloat16();
+
+class FrozenLinear {
+ public:
+  FrozenLinear() = default;
+  FrozenLinear(std::shared_ptr<const FrozenWeight> weight, torch::Tensor bias)
+      : weight_(std::move(weight)), bias_(std::move(bias)) {}
+  // (N, in) -> (N, out), differentiable in x.
+  torch::Tensor Forward(const torch::Tensor& x) const;
+  const FrozenWeight& weight() const { return *weight_; }
+  const torch::Tensor& bias() const { return bias_; }
+  std::shared_ptr<const FrozenWeight> shared_weight() const { return weight_; }
+  int64_t parameters() const {
+    return weight_->in_features() * weight_->out_features() + (bias_.defined() ? bias_.numel() : 0);
+  }
+  int64_t bytes() const {
+    return weight_->bytes() + (bias_.defined() ? static_cast<int64_t>(bias_.nbytes()) : 0);
+  }
+
+ private:
+  std::shared_ptr<const FrozenWeight> weight_;
+  torch::Tensor bias_;  // (out) or undefined
+};
+
+}  // namespace graft::models

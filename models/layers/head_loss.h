@@ -1,0 +1,31 @@
+// Final norm, LM head and cross-entropy on supervised positions only, in chunks: the full logits
+// never exist (performance.md 2.2).
+#pragma once
+
+#include <vector>
+
+#include <torch/types.h>
+
+#include "models/layers/frozen_linear.h"
+
+namespace graft::models {
+
+struct LossHead {
+  torch::Tensor norm_weight;  // (D) float32
+  double norm_eps = 1e-6;
+  FrozenLinear projection;  // (V, D), no bias
+};
+
+// sum_i -log softmax(norm(h[rows_i]) W^T)[ids_i], nats: a float64 scalar, differentiable in h (N,
+// D). The gradient is formed in the forward pass chunk by chunk when h requires grad. No rows: zero
+// that still depends on h.
+torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                          const std::vector<int64_t>& ids, const LossHead& head);
+// The same, one float32 per target, without gradient.
+torch::Tensor HeadLosses(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                         const std::vector<int64_t>& ids, const LossHead& head);
+// (rows, V) float32 logits, without gradient.
+torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                         const LossHead& head);
+
+}  // namespace graft::models

@@ -1,0 +1,16 @@
+// model.recompute: layer. Keeps only a layer's input; the layer runs again in the backward pass.
+// Dropout draws the same masks, because every draw is a function of counters.
+#pragma once
+
+#include <functional>
+
+#include <torch/types.h>
+
+namespace graft::models {
+
+// h (N, D) -> body(h). Gradients of parameters inside `body` are accumulated into their .grad
+// during the backward pass.
+torch::Tensor Recomputed(const torch::Tensor& h,
+                         std::function<torch::Tensor(const torch::Tensor&)> body);
+
+}  // namespace graft::models

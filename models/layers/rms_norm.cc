@@ -1,0 +1,118 @@
+#include "models/layers/rms_norm.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "models/layers/row_kernels.h"
+#include "models/layers/rows.h"
+#include "models/layers/saved_state.h"
+
+namespace graft::models {
+namespace {
+
+// The reference rounds x * rstd to the model's dtype before the weight; kept, so that bfloat16 runs
+// agree with it.
+torch::Tensor Normalise(const torch::Tensor& x, const torch::Tensor& weight32,
+                        const torch::Tensor& rstd) {
+  torch::Tensor y = at::empty_like(x);
+  const int64_t width = x.size(1);
+  const bool rounds = x.scalar_type() != torch::kFloat32;
+  const float* w = weight32.const_data_ptr<float>();
+  const float* scale = rstd.const_data_ptr<float>();
+  rows::ParallelRows(x.size(0), width, [&](int64_t begin, int64_t end) {
+    rows::RowReader in(x);
+    rows::RowWriter out(y);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* from = in.Read(row);
+      float* to = out.Room(row);
+      if (rounds) {
+        for (int64_t i = 0; i < width; ++i)
+          to[i] = w[i] * static_cast<float>(static_cast<c10::BFloat16>(from[i] * scale[row]));
+      } else {
+        rows::ScaleByNorm(from, w, scale[row], to, width);
+      }
+      out.Store(row);
+    }
+  });
+  return y;
+}
+
+torch::Tensor ReciprocalRms(const torch::Tensor& x, double eps) {
+  torch::Tensor rstd = at::empty({x.size(0)}, x.options().dtype(torch::kFloat32));
+  const int64_t width = x.size(1);
+  float* out = rstd.data_ptr<float>();
+  rows::ParallelRows(x.size(0), width, [&](int64_t begin, int64_t end) {
+    rows::RowReader in(x);
+    for (int64_t row = begin; row < end; ++row) {
+      const float mean = rows::SumOfSquares(in.Read(row), width) / static_cast<float>(width);
+      out[row] = 1.0f / std::sqrt(mean + static_cast<float>(eps));
+    }
+  });
+  return rstd;
+}
+
+torch::Tensor NormBackward(const torch::Tensor& x, const torch::Tensor& weight32,
+                           const torch::Tensor& rstd, const torch::Tensor& dy) {
+  torch::Tensor dx = at::empty_like(x);
+  const int64_t width = x.size(1);
+  const float* w = weight32.const_data_ptr<float>();
+  const float* scale = rstd.const_data_ptr<float>();
+  rows::ParallelRows(x.size(0), width, [&](int64_t begin, int64_t end) {
+    rows::RowReader in(x), grad(dy);
+    rows::RowWriter out(dx);
+    for (int64_t row = begin; row < end; ++row) {
+      rows::RmsNormBackward(in.Read(row), w, grad.Read(row), scale[row], out.Room(row), width);
+      out.Store(row);
+    }
+  });
+  return dx;
+}
+
+// What forward, rebuild and backward share: x and rstd are what autograd keeps of a norm.
+class NormState : public Rebuilder {
+ public:
+  NormState(torch::Tensor x, torch::Tensor weight32, double eps)
+      : x_(std::move(x)), weight32_(std::move(weight32)), rstd_(ReciprocalRms(x_, eps)) {}
+  torch::Tensor Compute() const { return Normalise(x_, weight32_, rstd_); }
+  torch::Tensor Get() override {
+    if (!rebuilt_.defined()) {
+      at::NoGradGuard no_grad;
+      rebuilt_ = Compute();
+    }
+    return rebuilt_;
+  }
+  void Release() override { rebuilt_ = torch::Tensor(); }
+  torch::Tensor Backward(const torch::Tensor& dy) {
+    Release();
+    return NormBackward(x_, weight32_, rstd_, dy.contiguous());
+  }
+
+ private:
+  torch::Tensor x_, weight32_, rstd_, rebuilt_;
+};
+
+class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
+ public:
+  static torch::Tensor forward(torch::autograd::AutogradContext* context,
+                               const torch::Tensor& /*x*/,
+                               const std::shared_ptr<NormState>& state) {
+    SaveState(context, state);
+    return state->Compute();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list dy) {
+    return {SavedState<NormState>(context).Backward(dy[0]), torch::Tensor()};
+  }
+};
+
+}  // namespace
+
+SiteInput RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
+  auto state = std::make_shared<NormState>(x.detach(), weight, eps);
+  torch::Tensor y = RmsNormFunction::apply(x, state);
+  return {y, state};
+}
+
+}  // namespace graft::models

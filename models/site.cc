@@ -1,0 +1,33 @@
+#include "models/site.h"
+
+namespace graft::models {
+
+void SiteTable::Add(SiteId site, std::shared_ptr<SiteHook> hook) {
+  hooks_[site].push_back(std::move(hook));
+}
+
+bool SiteTable::HasLayer(int layer) const {
+  const auto first = hooks_.lower_bound({layer, Role::kAttnQ});
+  return first != hooks_.end() && first->first.layer == layer;
+}
+
+SiteInput SiteTable::EditInput(Role role, SiteInput x, SiteContext& context) const {
+  const auto found = hooks_.find({context.layer, role});
+  if (found == hooks_.end()) return x;
+  for (const auto& hook : found->second) x = hook->EditInput(x, context);
+  return x;
+}
+
+torch::Tensor SiteTable::EditOutput(Role role, const SiteInput& x, torch::Tensor y,
+                                    SiteContext& context) const {
+  const auto found = hooks_.find({context.layer, role});
+  if (found == hooks_.end()) return y;
+  for (const auto& hook : found->second) y = hook->EditOutput(x, y, context);
+  return y;
+}
+
+torch::Tensor SiteTable::EditHidden(Role role, torch::Tensor h, SiteContext& context) const {
+  return EditOutput(role, SiteInput{}, std::move(h), context);
+}
+
+}  // namespace graft::models

@@ -1,0 +1,72 @@
+// The meeting point of backbones and methods: a layer calls its table at each named site; a method hangs hooks into the table.
+// A backbone never names a method, a method never names an architecture. adapters/ sees of models/ only this header (and what it includes).
+//
+// Hooks keep no per-call state: micro-batches interleave (1F1B) and recomputation calls a layer twice. What travels between the
+// sites of one forward pass lives in the SiteContext.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "models/micro_batch.h"
+#include "models/role.h"
+
+namespace graft::models {
+
+// Rebuilds a tensor that autograd must not keep (a normed input, silu(gate) * up) from what is kept anyway.
+// The first Get() in a backward pass computes, later ones share; the producing Function calls Release() in its own backward.
+class Rebuilder {
+ public:
+  virtual ~Rebuilder() = default;
+  virtual torch::Tensor Get() = 0;   // (N, in), detached, same values and dtype as the forward value
+  virtual void Release() = 0;
+};
+
+// A linear's input: its value for the forward pass (differentiable) and how to have it again in the backward pass.
+struct SiteInput {
+  torch::Tensor value;                   // (N, in)
+  std::shared_ptr<Rebuilder> rebuilder;  // null: `value` itself may be saved (it is kept anyway)
+};
+
+// Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
+struct SiteContext {
+  const MicroBatch* batch = nullptr;
+  bool training = false;   // dropout on
+  int layer = 0;           // set by the layer before it calls its table
+  // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
+  std::map<std::pair<const void*, int>, torch::Tensor> scratch;
+};
+
+class SiteHook {
+ public:
+  virtual ~SiteHook() = default;
+  // Linear sites, before the matrix product. Default: unchanged.
+  virtual SiteInput EditInput(const SiteInput& x, SiteContext& /*context*/) { return x; }
+  // Linear sites: y = x W^T + b, may be edited in place (nothing saves it). Hidden-state sites: x.value is undefined and
+  // y is the hidden state, which must NOT be edited in place. Returns the new y, same shape and dtype.
+  virtual torch::Tensor EditOutput(const SiteInput& /*x*/, torch::Tensor y, SiteContext& /*context*/) { return y; }
+};
+
+// The hooks of one stage, by (layer, role), called in the order in which they were added.
+class SiteTable {
+ public:
+  void Add(SiteId site, std::shared_ptr<SiteHook> hook);
+  bool empty() const { return hooks_.empty(); }
+  bool Has(int layer, Role role) const { return hooks_.count({layer, role}) != 0; }
+  // True when any site of the layer has a hook.
+  bool HasLayer(int layer) const;
+  SiteInput EditInput(Role role, SiteInput x, SiteContext& context) const;
+  torch::Tensor EditOutput(Role role, const SiteInput& x, torch::Tensor y, SiteContext& context) const;
+  // Hidden-state sites.
+  torch::Tensor EditHidden(Role role, torch::Tensor h, SiteContext& context) const;
+
+ private:
+  std::map<SiteId, std::vector<std::shared_ptr<SiteHook>>> hooks_;
+};
+
+}  // namespace graft::models

@@ -1,0 +1,88 @@
+#include "models/weights/expected_tensors.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::models {
+namespace {
+
+using ShapeMap = std::map<std::string, std::vector<int64_t>>;
+
+void AddLinear(const std::string& name, int64_t in, int64_t out, bool bias, ShapeMap* shapes) {
+  (*shapes)[name + ".weight"] = {out, in};
+  if (bias) (*shapes)[name + ".bias"] = {out};
+}
+
+void AddLayer(const ModelConfig& config, int64_t layer, ShapeMap* shapes) {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  const std::string attention = prefix + "self_attn.";
+  const std::string mlp = prefix + "mlp.";
+  const int64_t width = config.hidden_size;
+  const int64_t inner = config.intermediate_size;
+  AddLinear(attention + "q_proj", width, config.q_width(), config.qkv_bias, shapes);
+  AddLinear(attention + "k_proj", width, config.kv_width(), config.qkv_bias, shapes);
+  AddLinear(attention + "v_proj", width, config.kv_width(), config.qkv_bias, shapes);
+  AddLinear(attention + "o_proj", config.q_width(), width, config.attention_out_bias, shapes);
+  AddLinear(mlp + "gate_proj", width, inner, config.mlp_bias, shapes);
+  AddLinear(mlp + "up_proj", width, inner, config.mlp_bias, shapes);
+  AddLinear(mlp + "down_proj", inner, width, config.mlp_bias, shapes);
+  (*shapes)[prefix + "input_layernorm.weight"] = {width};
+  (*shapes)[prefix + "post_attention_layernorm.weight"] = {width};
+}
+
+bool MayBeExtra(const ModelConfig& config, const std::string& name) {
+  return absl::EndsWith(name, ".rotary_emb.inv_freq") || name == "score.weight" ||
+         (config.tie_word_embeddings && name == "lm_head.weight");
+}
+
+bool IsFloat(TensorType type) {
+  return type == TensorType::kFloat32 || type == TensorType::kFloat16 ||
+         type == TensorType::kBFloat16;
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("(", absl::StrJoin(shape, ", "), ")");
+}
+
+}  // namespace
+
+ShapeMap ExpectedTensors(const ModelConfig& config) {
+  ShapeMap shapes;
+  shapes["model.embed_tokens.weight"] = {config.vocab_size, config.hidden_size};
+  shapes["model.norm.weight"] = {config.hidden_size};
+  if (!config.tie_word_embeddings) {
+    shapes["lm_head.weight"] = {config.vocab_size, config.hidden_size};
+  }
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) AddLayer(config, layer, &shapes);
+  return shapes;
+}
+
+absl::Status CheckWeights(const ModelConfig& config, WeightFolder& weights) {
+  const ShapeMap expected = ExpectedTensors(config);
+  for (const auto& [name, shape] : expected) {
+    GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights.Find(name));
+    const std::string where =
+        absl::StrCat(Printable(weights.folder(), 512), ": tensor `", name, "`");
+    if (view.shape != shape) {
+      return InputError(absl::StrCat(where, ": shape is ", ShapeText(view.shape),
+                                     ", config.json says ", ShapeText(shape)));
+    }
+    if (!IsFloat(view.type)) {
+      return InputError(absl::StrCat(where, ": dtype is ", TensorTypeName(view.type),
+                                     ", supported are F32, F16, BF16"));
+    }
+  }
+  for (const std::string& name : weights.names()) {
+    if (expected.count(name) == 0 && !MayBeExtra(config, name)) {
+      return InputError(absl::StrCat(Printable(weights.folder(), 512), ": tensor `",
+                                     Printable(name), "` belongs to no place of a ",
+                                     config.model_type, " model with this config.json"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace graft::models

@@ -1,0 +1,98 @@
+#include "models/weights/weight_source.h"
+
+#include <cstdint>
+#include <functional>
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/philox.h"
+#include "base/status.h"
+
+namespace graft::models {
+namespace {
+
+absl::StatusOr<torch::Dtype> FloatType(const TensorView& view, const std::string& where) {
+  switch (view.type) {
+    case TensorType::kFloat32:
+      return torch::kFloat32;
+    case TensorType::kBFloat16:
+      return torch::kBFloat16;
+    case TensorType::kFloat16:
+      return torch::kFloat16;
+    default:
+      return InputError(absl::StrCat(where, ": dtype is ", TensorTypeName(view.type),
+                                     ", must be F32, BF16 or F16"));
+  }
+}
+
+class FolderWeights : public WeightSource {
+ public:
+  explicit FolderWeights(std::shared_ptr<WeightFolder> folder) : folder_(std::move(folder)) {}
+  bool Has(const std::string& name) const override { return folder_->Has(name); }
+
+  absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
+                                     torch::Dtype dtype) override {
+    GRAFT_ASSIGN_OR_RETURN(const TensorView view, folder_->Find(name));
+    const std::string where = absl::StrCat(folder_->folder(), ": tensor ", name);
+    if (view.shape != shape) {
+      return InputError(absl::StrCat(where, ": shape is [", absl::StrJoin(view.shape, ", "),
+                                     "], config.json asks for [", absl::StrJoin(shape, ", "), "]"));
+    }
+    GRAFT_ASSIGN_OR_RETURN(const torch::Dtype stored, FloatType(view, where));
+    // The mapping stays alive with the tensor; pages are read when they are first used. It is
+    // read-only: nothing frozen is ever written.
+    std::shared_ptr<WeightFolder> keep = folder_;
+    void* data = const_cast<uint8_t*>(view.data);
+    const bool aligned = reinterpret_cast<uintptr_t>(view.data) % 64 == 0;
+    const torch::Tensor mapped = at::from_blob(
+        data, shape, [keep](void*) {}, torch::dtype(stored));
+    if (stored == dtype && aligned) return mapped;
+    return mapped.to(dtype, /*non_blocking=*/false, /*copy=*/true);
+  }
+
+ private:
+  std::shared_ptr<WeightFolder> folder_;
+};
+
+class RandomWeights : public WeightSource {
+ public:
+  RandomWeights(double deviation, uint64_t seed) : deviation_(deviation), seed_(seed) {}
+  bool Has(const std::string&) const override { return true; }
+  absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
+                                     torch::Dtype dtype) override {
+    torch::Tensor values = at::empty(shape, torch::kFloat32);
+    if (name.find("norm") != std::string::npos) {
+      values.fill_(1.0);
+    } else {
+      PhiloxFillNormal(SplitMix64(seed_ ^ NameHash(name)), 0, 0.0, deviation_,
+                       values.data_ptr<float>(), values.numel());
+    }
+    return values.to(dtype);
+  }
+
+ private:
+  // FNV-1a: stable over machines, unlike std::hash.
+  static uint64_t NameHash(const std::string& name) {
+    uint64_t hash = 1469598103934665603ULL;
+    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+    return hash;
+  }
+  double deviation_;
+  uint64_t seed_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderWeights(const std::string& folder,
+                                                                SafetensorsFile::Options options) {
+  GRAFT_ASSIGN_OR_RETURN(std::shared_ptr<WeightFolder> opened, WeightFolder::Open(folder, options));
+  return std::unique_ptr<WeightSource>(std::make_unique<FolderWeights>(std::move(opened)));
+}
+
+std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed) {
+  return std::make_unique<RandomWeights>(config.initializer_range, seed);
+}
+
+}  // namespace graft::models

@@ -1,0 +1,34 @@
+// Where frozen weights come from, by HF name: a model folder (memory-mapped), or synthetic values
+// for measurements.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "absl/status/statusor.h"
+#include "models/model_config.h"
+#include "models/weights/safetensors.h"
+
+namespace graft::models {
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual bool Has(const std::string& name) const = 0;
+  // The tensor as `dtype` on CPU; shares the file's mapping when the stored type already is `dtype`
+  // and aligned. Error kind input when absent or of another shape (says both).
+  virtual absl::StatusOr<torch::Tensor> Load(const std::string& name,
+                                             const std::vector<int64_t>& shape,
+                                             torch::Dtype dtype) = 0;
+};
+
+// All tensors of an HF model folder. Keeps the mapping alive for the tensors it hands out.
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderWeights(const std::string& folder,
+                                                                SafetensorsFile::Options options);
+// Values drawn from (seed, name), N(0, initializer_range), norms 1: for `model.shape`.
+std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed);
+
+}  // namespace graft::models

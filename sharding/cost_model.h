@@ -1,0 +1,86 @@
+// The cost model: FLOP per token, memory per rank and traffic of adapter training, from a model's
+// numbers alone (performance.md 1). Used by the stage split, by `plan` and by benchmarks and
+// reports; there is no second implementation. No tensors, no timing.
+//
+// Symbols as in performance.md: P matmul parameters with the LM head, L layers, h hidden width, f
+// FFN width, V vocabulary, S sequence length, T tokens of a micro-batch, E bytes per element, d
+// data replicas.
+#pragma once
+
+#include <cstdint>
+
+#include "models/model_config.h"
+
+namespace graft::sharding {
+
+// Parameters that take part in matrix products.
+int64_t LayerMatmulParameters(const models::ModelConfig& config);
+int64_t HeadMatmulParameters(const models::ModelConfig& config);  // h V, also when tied
+int64_t MatmulParameters(const models::ModelConfig& config);      // P
+// With norms and biases: what a stage loads.
+int64_t LayerParameters(const models::ModelConfig& config);
+int64_t EmbeddingParameters(const models::ModelConfig& config);
+int64_t HeadParameters(const models::ModelConfig& config);  // final norm + LM head
+
+// FLOP of one layer for one token at sequence length S; the causal half of attention is counted.
+double LayerForwardFlop(const models::ModelConfig& config, int64_t sequence_length);
+// Input gradients only: frozen weights have no weight gradient.
+double LayerBackwardFlop(const models::ModelConfig& config, int64_t sequence_length);
+
+struct WorkShape {
+  int64_t sequence_length = 0;     // S
+  int64_t adapter_parameters = 0;  // of the whole model
+  int first_trained_layer = 0;     // layers below it run forward only
+  double head_share = 1.0;         // supervised share s of the positions
+  bool recompute = false;          // each trained layer runs forward twice
+};
+// FLOP of one training step per token. Summed over layers and head, so that a frozen prefix leaves
+// out exactly its own backward and a recomputation its own forward; the head is never recomputed
+// (its gradient is made in the forward pass).
+double TrainingFlopPerToken(const models::ModelConfig& config, const WorkShape& work);
+
+// Bytes that autograd keeps per token and layer: block input, mid-block residual, q, k, v,
+// attention output, gate and up, plus float32 statistics (two 1/rms, one log-sum-exp per head).
+int64_t LeanElementBytes(const models::ModelConfig& config, int64_t element_bytes);
+int64_t StatisticsBytes(const models::ModelConfig& config);
+
+// What one rank holds.
+struct RankPart {
+  int layers = 0;
+  int trained_layers = 0;  // those that keep activations for a backward pass
+  int chunks = 1;
+  bool embed = false;
+  bool head = false;
+  int64_t adapter_parameters = 0;
+  int in_flight =
+      0;  // (micro-batch, chunk) pairs between their forward and backward passes, at most
+};
+
+struct MemoryShape {
+  int64_t element_bytes = 4;       // E of the frozen weights and activations
+  int64_t micro_batch_tokens = 0;  // T
+  bool recompute = false;
+  bool packed_twice =
+      false;  // CPU bfloat16: weights packed for the forward and for the backward product
+  bool boundaries = false;  // more than one stage
+};
+
+// Bytes by purpose.
+struct RankMemory {
+  double frozen = 0, adapters = 0, activations = 0, boundaries = 0, head = 0;
+  double total() const { return frozen + adapters + activations + boundaries + head; }
+};
+RankMemory MemoryOfRank(const models::ModelConfig& config, const RankPart& part,
+                        const MemoryShape& shape);
+
+struct Link {
+  double bytes_per_second = 0;
+  double latency_seconds = 0;
+};
+// Ring all-reduce of one stage's float32 adapter gradients over `data` replicas.
+double AllReduceSeconds(int64_t stage_adapter_parameters, int data, const Link& link);
+// One micro-batch, one direction.
+int64_t BoundaryBytes(const models::ModelConfig& config, int64_t micro_batch_tokens,
+                      int64_t element_bytes);
+
+}  // namespace graft::sharding

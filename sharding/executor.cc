@@ -1,0 +1,220 @@
+#include "sharding/executor.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <chrono>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace graft::sharding {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// MPI moves transfers on only while it is called: tests the open ones before each layer, in the
+// forward pass and, through the hidden state's gradient, in the backward pass.
+class ProgressHook : public models::SiteHook {
+ public:
+  explicit ProgressHook(std::weak_ptr<StageTransfers> transfers)
+      : transfers_(std::move(transfers)) {}
+
+  torch::Tensor EditOutput(const models::SiteInput& /*x*/, torch::Tensor y,
+                           models::SiteContext& /*context*/) override {
+    Progress(transfers_);
+    // CUDA gradients arrive on a thread of LibTorch's own, which may not call MPI.
+    if (y.requires_grad() && !y.is_leaf() && y.is_cpu()) {
+      y.register_hook([transfers = transfers_](const torch::Tensor&) { Progress(transfers); });
+    }
+    return y;
+  }
+
+ private:
+  static void Progress(const std::weak_ptr<StageTransfers>& weak) {
+    if (const auto transfers = weak.lock()) transfers->Progress();
+  }
+  const std::weak_ptr<StageTransfers> transfers_;
+};
+
+}  // namespace
+
+// One step on this rank.
+class Executor::Run {
+ public:
+  Run(Executor& executor, const std::vector<models::MicroBatch>& micro_batches, bool training)
+      : plan_(executor.plan_),
+        stage_(executor.stage_),
+        options_(executor.options_),
+        transfers_(*executor.transfers_),
+        micro_batches_(micro_batches),
+        training_(training) {
+    ScheduleShape shape{options_.schedule, plan_.stages, plan_.chunks,
+                        static_cast<int>(micro_batches.size()), std::vector<bool>()};
+    for (const StageChunk& part : plan_.parts) shape.backward.push_back(training && part.backward);
+    ops_ = ValueOrThrow(BuildSchedule(shape))[static_cast<size_t>(stage_.index())];
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      if (TakesInput(ops_[i])) receives_.push_back(i);
+    }
+  }
+
+  StepResult Go() {
+    if (plan_.Part(stage_.index(), plan_.chunks - 1).head) {
+      result_.losses.resize(micro_batches_.size());
+    }
+    const double blocked_before = transfers_.blocked_seconds();
+    transfers_.BeginStep(micro_batches_.empty() ? 0 : micro_batches_[0].step);
+    begin_ = Clock::now();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      PostReceives(i);
+      if (ops_[i].pass == Pass::kForward) {
+        Forward(ops_[i]);
+      } else {
+        Backward(ops_[i]);
+      }
+      transfers_.Progress();
+    }
+    transfers_.FinishStep();
+    result_.step_seconds = SecondsSince(begin_);
+    result_.blocked_seconds = transfers_.blocked_seconds() - blocked_before;
+    result_.loss_sum = std::accumulate(result_.losses.begin(), result_.losses.end(), 0.0);
+    return std::move(result_);
+  }
+
+ private:
+  // What a micro-batch leaves between its forward and its backward pass through a part.
+  struct Pending {
+    torch::Tensor input;   // undefined where no gradient goes down
+    torch::Tensor output;  // hidden state, or the loss behind the last part
+  };
+
+  int PartOf(const Op& op) const { return plan_.VirtualStage(stage_.index(), op.chunk); }
+  const StageChunk& Facts(int part) const { return plan_.parts[static_cast<size_t>(part)]; }
+  const models::MicroBatch& Batch(const Op& op) const {
+    return micro_batches_[static_cast<size_t>(op.micro_batch)];
+  }
+  bool TakesInput(const Op& op) const {
+    return op.pass == Pass::kForward ? !Facts(PartOf(op)).embed : !Facts(PartOf(op)).head;
+  }
+  FlowKey InputOf(const Op& op) const { return {op.pass, PartOf(op), op.micro_batch}; }
+
+  // Posts the receives of everything up to operation `now` and of the next one behind it.
+  void PostReceives(size_t now) {
+    while (next_receive_ < receives_.size() &&
+           (next_receive_ == 0 || receives_[next_receive_ - 1] <= now)) {
+      const Op& op = ops_[receives_[next_receive_++]];
+      const int64_t width = stage_.backbone(op.chunk).config().hidden_size;
+      transfers_.Post(InputOf(op),
+                      at::empty({Batch(op).num_rows(), width},
+                                torch::TensorOptions(options_.dtype).device(options_.device)));
+    }
+  }
+
+  void Forward(const Op& op) {
+    const int part = PartOf(op);
+    const bool backward = training_ && Facts(part).backward;
+    torch::Tensor input;
+    if (!Facts(part).embed) input = transfers_.Take(InputOf(op));
+    const Clock::time_point begin = Clock::now();
+    Pending pending;
+    {
+      at::AutoGradMode mode(backward);
+      if (backward && Facts(part).input_gradient) {
+        input.requires_grad_(true);
+        pending.input = input;
+      }
+      models::Backbone& backbone = stage_.backbone(op.chunk);
+      models::SiteContext context;
+      context.batch = &Batch(op);
+      context.training = training_;
+      torch::Tensor hidden = Facts(part).embed ? backbone.Embed(context) : input;
+      hidden = backbone.Layers(hidden, context);
+      pending.output = Facts(part).head ? backbone.LossSum(hidden, context) : hidden.contiguous();
+    }
+    if (Facts(part).head) {
+      result_.losses[static_cast<size_t>(op.micro_batch)] = pending.output.item<double>();
+    }
+    Record(op, begin);
+    if (!Facts(part).head) {
+      transfers_.Give({Pass::kForward, part + 1, op.micro_batch}, pending.output.detach());
+    }
+    if (backward) pending_[{op.chunk, op.micro_batch}] = std::move(pending);
+  }
+
+  void Backward(const Op& op) {
+    const int part = PartOf(op);
+    torch::Tensor gradient;
+    if (!Facts(part).head) gradient = transfers_.Take(InputOf(op));
+    const Clock::time_point begin = Clock::now();
+    Pending pending = std::move(pending_.extract({op.chunk, op.micro_batch}).mapped());
+    GRAFT_CHECK(pending.output.requires_grad(),
+                absl::StrCat("part ", part, " has a backward pass, but nothing requires grad"));
+    if (!gradient.defined()) gradient = at::ones_like(pending.output);
+    torch::autograd::backward({pending.output}, {gradient});
+    torch::Tensor input_gradient;
+    if (pending.input.defined()) {
+      input_gradient = pending.input.grad().defined() ? pending.input.grad().contiguous()
+                                                      : at::zeros_like(pending.input);
+    }
+    pending = Pending();
+    Record(op, begin);
+    if (input_gradient.defined()) {
+      transfers_.Give({Pass::kBackward, part - 1, op.micro_batch}, std::move(input_gradient));
+    }
+  }
+
+  void Record(const Op& op, Clock::time_point begin) {
+    const double begin_seconds = std::chrono::duration<double>(begin - begin_).count();
+    const double end_seconds = SecondsSince(begin_);
+    result_.timeline.push_back({op, begin_seconds, end_seconds});
+    result_.compute_seconds += end_seconds - begin_seconds;
+  }
+
+  const Plan& plan_;
+  Stage& stage_;
+  const ExecutorOptions& options_;
+  StageTransfers& transfers_;
+  const std::vector<models::MicroBatch>& micro_batches_;
+  const bool training_;
+  std::vector<Op> ops_;
+  std::vector<size_t> receives_;  // operations that take a tensor in
+  size_t next_receive_ = 0;
+  std::map<std::pair<int, int>, Pending> pending_;  // by (chunk, micro-batch)
+  Clock::time_point begin_;
+  StepResult result_;
+};
+
+Executor::Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
+                   const ExecutorOptions& options)
+    : plan_(plan),
+      stage_(stage),
+      options_(options),
+      transfers_(std::make_shared<StageTransfers>(plan, stage.index(), pipeline)) {
+  if (plan.stages == 1) return;
+  const auto hook = std::make_shared<ProgressHook>(transfers_);
+  for (int chunk = 0; chunk < plan.chunks; ++chunk) {
+    const StageChunk& part = plan.Part(stage.index(), chunk);
+    for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
+      stage.backbone(chunk).sites().Add({layer, models::Role::kLayerIn}, hook);
+    }
+  }
+}
+
+Executor::~Executor() = default;
+
+StepResult Executor::TrainStep(const std::vector<models::MicroBatch>& micro_batches) {
+  return Run(*this, micro_batches, /*training=*/true).Go();
+}
+
+StepResult Executor::Evaluate(const std::vector<models::MicroBatch>& micro_batches) {
+  return Run(*this, micro_batches, /*training=*/false).Go();
+}
+
+}  // namespace graft::sharding

@@ -1,0 +1,71 @@
+// Runs the micro-batches of one step through this rank's part of the pipeline, in the order of the
+// schedule: receive or embed, layers, send or loss, and back where something is trained. Used by
+// the trainer; gradients end up in AdapterSet::gradients(), everything after that (reduction,
+// clipping, update) is the trainer's.
+//
+// Every stage knows the whole micro-batches (each rank reads them from its own data set), so only
+// hidden states (N, D) and their gradients travel, in the model's dtype, and no shapes.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "comm/communicator.h"
+#include "models/micro_batch.h"
+#include "sharding/plan.h"
+#include "sharding/schedule.h"
+#include "sharding/stage.h"
+#include "sharding/transfers.h"
+
+namespace graft::sharding {
+
+struct ExecutorOptions {
+  ScheduleKind schedule = ScheduleKind::k1F1B;
+  torch::Dtype dtype = torch::kFloat32;  // of hidden states
+  torch::Device device = torch::kCPU;
+};
+
+// One operation as it ran; seconds since the begin of the step on this rank.
+struct OpRecord {
+  Op op;
+  double begin_seconds = 0;
+  double end_seconds = 0;
+};
+
+struct StepResult {
+  // Of each micro-batch, sum of cross-entropies (nats). Last stage; empty on the others.
+  std::vector<double> losses;
+  double loss_sum = 0;         // of `losses`, in order
+  double compute_seconds = 0;  // inside operations, without waiting
+  double blocked_seconds = 0;  // waiting for neighbours
+  double step_seconds = 0;
+  std::vector<OpRecord> timeline;  // without the waiting in front of each operation
+};
+
+class Executor {
+ public:
+  // All must outlive the executor. pipeline: rank in it = stage. Before the first forward pass.
+  Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
+           const ExecutorOptions& options);
+  ~Executor();
+
+  // Adds the gradients of the SUM of all cross-entropies to the adapter set's gradients (it neither
+  // zeroes nor divides them). Dropout is on. `micro_batches` must live until it returns. All stages
+  // of the replica must call, with the same micro-batches. Throws StatusError: kind peer when a
+  // neighbour is lost, recipe when the schedule cannot deal out that number of micro-batches.
+  StepResult TrainStep(const std::vector<models::MicroBatch>& micro_batches);
+  // Forward only: losses of the micro-batches. Dropout is off, no autograd state.
+  StepResult Evaluate(const std::vector<models::MicroBatch>& micro_batches);
+
+ private:
+  class Run;
+  const Plan& plan_;
+  Stage& stage_;
+  const ExecutorOptions options_;
+  // Shared with the site hooks that move transfers on between layers.
+  std::shared_ptr<StageTransfers> transfers_;
+};
+
+}  // namespace graft::sharding

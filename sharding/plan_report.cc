@@ -1,0 +1,173 @@
+#include "sharding/plan_report.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "base/text.h"
+
+namespace graft::sharding {
+namespace {
+
+// FLOP of one micro-batch on one part.
+struct PartWork {
+  double forward = 0;
+  double backward = 0;
+};
+
+PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const StageChunk& part,
+                const PlanWork& work) {
+  const double tokens = static_cast<double>(work.micro_batch_tokens);
+  const double adapters = static_cast<double>(part.trainable_parameters);
+  const int trained =
+      std::max(0, part.end_layer() - std::max(part.first_layer, plan.first_trained_layer));
+  const double layer_forward = LayerForwardFlop(config, work.sequence_length);
+  PartWork flop;
+  flop.forward = part.num_layers * layer_forward + 2.0 * adapters;
+  if (part.backward) {
+    flop.backward = trained * LayerBackwardFlop(config, work.sequence_length) + 4.0 * adapters;
+    if (work.recompute) flop.backward += trained * layer_forward;
+  }
+  // The loss makes the hidden state's gradient in the forward pass.
+  if (part.head) {
+    flop.forward += (part.backward ? 4.0 : 2.0) *
+                    static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
+  }
+  flop.forward *= tokens;
+  flop.backward *= tokens;
+  return flop;
+}
+
+int64_t FrozenParameters(const models::ModelConfig& config, const Plan& plan, int stage) {
+  int64_t count = 0;
+  bool embed = false;
+  for (const StageChunk& part : plan.parts) {
+    if (part.stage != stage) continue;
+    count += part.num_layers * LayerParameters(config);
+    if (part.embed) count += EmbeddingParameters(config);
+    embed = embed || part.embed;
+    if (part.head) {
+      count += HeadParameters(config);
+      if (embed && config.tie_word_embeddings) count -= HeadMatmulParameters(config);
+    }
+  }
+  return count;
+}
+
+RankPart PartOfRank(const Plan& plan, int stage, int in_flight) {
+  RankPart part;
+  part.chunks = plan.chunks;
+  part.in_flight = in_flight;
+  for (const StageChunk& chunk : plan.parts) {
+    if (chunk.stage != stage) continue;
+    part.layers += chunk.num_layers;
+    part.trained_layers +=
+        std::max(0, chunk.end_layer() - std::max(chunk.first_layer, plan.first_trained_layer));
+    part.embed = part.embed || chunk.embed;
+    part.head = part.head || chunk.head;
+    part.adapter_parameters += chunk.trainable_parameters;
+  }
+  return part;
+}
+
+std::string LayersText(const Plan& plan, int stage) {
+  std::string text;
+  for (const StageChunk& part : plan.parts) {
+    if (part.stage != stage) continue;
+    absl::StrAppend(&text, text.empty() ? "" : " ", part.embed ? "embed+" : "", part.first_layer,
+                    "-", part.end_layer() - 1, part.head ? "+head" : "");
+  }
+  return text;
+}
+
+std::string Bytes(double bytes) { return FormatBytes(static_cast<int64_t>(bytes)); }
+
+}  // namespace
+
+absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, const Plan& plan,
+                                          const PlanWork& work) {
+  SimulationInput input;
+  input.stages = plan.stages;
+  input.chunks = plan.chunks;
+  PlanEstimate estimate;
+  estimate.stages.resize(static_cast<size_t>(plan.stages));
+  const double rate = work.flop_per_second > 0 ? work.flop_per_second : 1.0;
+  for (const StageChunk& part : plan.parts) {
+    const PartWork flop = WorkOf(config, plan, part, work);
+    input.backward.push_back(part.backward);
+    input.forward_seconds.push_back(flop.forward / rate);
+    input.backward_seconds.push_back(flop.backward / rate);
+    StageEstimate& stage = estimate.stages[static_cast<size_t>(part.stage)];
+    stage.flop += work.micro_batches * (flop.forward + flop.backward);
+    stage.trainable_parameters += part.trainable_parameters;
+  }
+  GRAFT_ASSIGN_OR_RETURN(input.schedule, BuildSchedule({work.schedule, plan.stages, plan.chunks,
+                                                        work.micro_batches, input.backward}));
+  GRAFT_ASSIGN_OR_RETURN(const Simulation simulation, Simulate(input));
+  estimate.bubble_fraction = simulation.bubble_fraction;
+  if (work.flop_per_second > 0) estimate.step_seconds = simulation.step_seconds;
+
+  MemoryShape shape;
+  shape.element_bytes = work.element_bytes;
+  shape.micro_batch_tokens = work.micro_batch_tokens;
+  shape.recompute = work.recompute;
+  shape.packed_twice = work.packed_twice;
+  shape.boundaries = plan.stages > 1;
+  for (int index = 0; index < plan.stages; ++index) {
+    StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
+    stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
+    stage.frozen_parameters = FrozenParameters(config, plan, index);
+    stage.memory = MemoryOfRank(config, PartOfRank(plan, index, stage.in_flight), shape);
+    estimate.step_flop += work.data * stage.flop;
+  }
+  const double tokens = static_cast<double>(work.data) * work.micro_batches *
+                        static_cast<double>(work.micro_batch_tokens);
+  estimate.flop_per_token = tokens > 0 ? estimate.step_flop / tokens : 0;
+  return estimate;
+}
+
+std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, const PlanWork& work,
+                       const PlanEstimate& estimate) {
+  std::string text = absl::StrFormat(
+      "layout      %d data x %d pipeline, schedule %s%s, %d micro-batches of %d tokens per rank "
+      "and "
+      "step\n",
+      work.data, plan.stages, ScheduleName(work.schedule),
+      plan.chunks > 1 ? absl::StrCat(" with ", plan.chunks, " chunks") : "", work.micro_batches,
+      work.micro_batch_tokens);
+  absl::StrAppendFormat(&text, "%-6s %-22s %12s %12s %10s %10s %10s %10s %10s %10s %6s\n", "stage",
+                        "layers", "frozen", "trainable", "weights", "adapters", "activ.", "buffers",
+                        "head", "total", "cost");
+  int64_t trainable = 0;
+  for (int index = 0; index < plan.stages; ++index) {
+    const StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
+    const RankMemory& memory = stage.memory;
+    trainable += stage.trainable_parameters;
+    absl::StrAppendFormat(&text, "%-6d %-22s %12d %12d %10s %10s %10s %10s %10s %10s %6.2f\n",
+                          index, LayersText(plan, index), stage.frozen_parameters,
+                          stage.trainable_parameters, Bytes(memory.frozen), Bytes(memory.adapters),
+                          Bytes(memory.activations), Bytes(memory.boundaries), Bytes(memory.head),
+                          Bytes(memory.total()), plan.StageCost(index));
+  }
+  const int64_t total = config.num_layers * LayerParameters(config) + HeadParameters(config) +
+                        (config.tie_word_embeddings ? 0 : EmbeddingParameters(config));
+  absl::StrAppendFormat(&text, "parameters  %d trainable of %d frozen (%.4f %%)\n", trainable,
+                        total, 100.0 * static_cast<double>(trainable) / static_cast<double>(total));
+  absl::StrAppendFormat(&text, "balance     %.1f %%, worst stage %d\n", 100.0 * plan.Efficiency(),
+                        plan.WorstStage());
+  absl::StrAppendFormat(&text, "bubble      %.1f %%\n", 100.0 * estimate.bubble_fraction);
+  absl::StrAppendFormat(&text, "work        %.4g GFLOP per token, %.4g GFLOP per step\n",
+                        estimate.flop_per_token / 1e9, estimate.step_flop / 1e9);
+  if (work.flop_per_second > 0) {
+    const double tokens = static_cast<double>(work.data) * work.micro_batches *
+                          static_cast<double>(work.micro_batch_tokens);
+    absl::StrAppendFormat(
+        &text, "step        %.3g s predicted at %.4g GFLOP/s per rank: %.4g tokens/s\n",
+        estimate.step_seconds, work.flop_per_second / 1e9, tokens / estimate.step_seconds);
+  }
+  absl::StrAppend(&text, "plan        ", plan.Hash().substr(0, 16), "\n");
+  return text;
+}
+
+}  // namespace graft::sharding

@@ -1,0 +1,87 @@
+#include "sharding/transfers.h"
+
+#include <chrono>
+#include <string>
+
+#include "base/status.h"
+#include "sharding/buffer.h"
+
+namespace graft::sharding {
+namespace {
+
+uint32_t ShortHash(const Plan& plan) {
+  return static_cast<uint32_t>(std::stoul(plan.Hash().substr(0, 8), nullptr, 16));
+}
+
+}  // namespace
+
+StageTransfers::StageTransfers(const Plan& plan, int stage, comm::Communicator& pipeline)
+    : plan_(plan), stage_(stage), link_(pipeline, ShortHash(plan)) {}
+
+int StageTransfers::SourcePart(const FlowKey& key) const {
+  return key.pass == Pass::kForward ? key.part - 1 : key.part + 1;
+}
+
+comm::TransferId StageTransfers::Id(const FlowKey& key) const {
+  // Boundary b lies between the parts b and b + 1.
+  const int flow = key.pass == Pass::kForward ? 2 * (key.part - 1) : 2 * key.part + 1;
+  return {step_, static_cast<uint32_t>(key.micro_batch), static_cast<uint32_t>(flow)};
+}
+
+void StageTransfers::Post(const FlowKey& key, torch::Tensor buffer) {
+  const int from = plan_.parts[static_cast<size_t>(SourcePart(key))].stage;
+  if (from == stage_) return;
+  Transfer& transfer = incoming_[key];
+  transfer.tensor = std::move(buffer);
+  transfer.request = link_.StartRecv(BufferOf(transfer.tensor), from, Id(key));
+}
+
+torch::Tensor StageTransfers::Take(const FlowKey& key) {
+  if (auto local = handed_over_.extract(key)) return std::move(local.mapped());
+  const auto found = incoming_.find(key);
+  GRAFT_CHECK(found != incoming_.end(), "a stage input was neither posted nor handed over");
+  Wait(found->second);
+  torch::Tensor tensor = std::move(found->second.tensor);
+  incoming_.erase(found);
+  return tensor;
+}
+
+void StageTransfers::Give(const FlowKey& key, torch::Tensor tensor) {
+  const int to = plan_.parts[static_cast<size_t>(key.part)].stage;
+  if (to == stage_) {
+    handed_over_[key] = std::move(tensor);
+    return;
+  }
+  const comm::TransferId id = Id(key);
+  std::deque<Transfer>& open = outgoing_[id.tensor];
+  while (open.size() >= kept_ahead()) {
+    Wait(open.front());
+    open.pop_front();
+  }
+  Transfer& transfer = open.emplace_back();
+  transfer.tensor = std::move(tensor);
+  transfer.request = link_.StartSend(BufferOf(transfer.tensor), to, id);
+}
+
+void StageTransfers::Progress() {
+  for (auto& [key, transfer] : incoming_) transfer.request->Test();
+  for (auto& [flow, open] : outgoing_) {
+    while (!open.empty() && open.front().request->Test()) open.pop_front();
+  }
+}
+
+void StageTransfers::FinishStep() {
+  for (auto& [flow, open] : outgoing_) {
+    for (Transfer& transfer : open) Wait(transfer);
+    open.clear();
+  }
+}
+
+void StageTransfers::Wait(Transfer& transfer) {
+  const auto begin = std::chrono::steady_clock::now();
+  transfer.request->Wait();
+  blocked_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace graft::sharding

@@ -1,0 +1,17 @@
+# cmake -DBUILD=build folder -DWORK=scratch folder -P install_test.cmake: the installed program starts with no environment set.
+cmake_minimum_required(VERSION 3.25)
+file(REMOVE_RECURSE "${WORK}")
+execute_process(COMMAND ${CMAKE_COMMAND} --install "${BUILD}" --prefix "${WORK}" --component runtime
+                RESULT_VARIABLE result ERROR_VARIABLE text OUTPUT_QUIET)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "cmake --install returned ${result}\n${text}")
+endif()
+execute_process(COMMAND env -i "${WORK}/bin/graft" --version RESULT_VARIABLE result OUTPUT_VARIABLE text ERROR_VARIABLE text)
+if(NOT result EQUAL 0 OR NOT text MATCHES "MPI")
+  message(FATAL_ERROR "the installed graft --version returned ${result}\n${text}")
+endif()
+foreach(file launch/prepare.py launch/ask.py launch/recipes/lora_smollm2.yaml)
+  if(NOT EXISTS "${WORK}/share/graft/${file}")
+    message(FATAL_ERROR "share/graft/${file} was not installed")
+  endif()
+endforeach()

@@ -1,0 +1,94 @@
+#include "comm/reducer.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "base/status.h"
+#include "tests/comm/comm_contract.h"
+#include "tests/testing/run_ranks.h"
+
+namespace graft::comm {
+namespace {
+
+using testing::ErrorOf;
+using testing::RunRanks;
+
+TEST(FlatReducer, SumsOverTheGroup) {
+  RunRanks(4, [](Communicator& group) {
+    std::vector<float> gradients(100000);
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      gradients[i] = static_cast<float>(group.rank() * 3 + i % 7);
+    }
+    FlatReducer reducer(group);
+    EXPECT_EQ(reducer.group_size(), 4);
+    reducer.Reduce({gradients.data(), gradients.size(), DType::kFloat32, -1});
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      ASSERT_EQ(gradients[i], 18.0f + 4.0f * static_cast<float>(i % 7));
+    }
+  });
+}
+
+TEST(FlatReducer, StageWithoutTrainablesEntersWithNothing) {
+  RunRanks(2, [](Communicator& group) {
+    FlatReducer(group).Reduce({nullptr, 0, DType::kFloat32, -1});
+    group.Barrier();
+  });
+}
+
+TEST(FlatReducer, OtherTypesAreBugs) {
+  const absl::Status error = ErrorOf([] {
+    RunRanks(1, [](Communicator& group) {
+      double value = 0;
+      FlatReducer(group).Reduce({&value, 1, DType::kFloat64, -1});
+    });
+  });
+  EXPECT_EQ(KindOf(error), ErrorKind::kBug);
+}
+
+TEST(ReduceControl, SumsAndLargestByField) {
+  RunRanks(3, [](Communicator& world) {
+    const int r = world.rank();
+    ControlVector mine;
+    mine.loss_sum = r == 2 ? 12.5 : 0;
+    mine.trained_tokens = 10 + r;
+    mine.samples = 2;
+    mine.tokens = 100 * r;
+    mine.gradient_square_sum = 0.25;
+    mine.non_finite = r == 1 ? 1 : 0;
+    mine.stop_requests = r == 0 ? 1 : 0;
+    mine.saves_done = 1;
+    mine.saves_failed = r == 1 ? 1 : 0;
+    mine.compute_seconds = 0.5;
+    mine.error_code = r == 1 ? 74 : 0;
+    mine.peak_memory_bytes = r == 0 ? 1e9 : 2e8;
+    mine.communication_seconds = r;
+    const ControlVector total = ReduceControl(world, mine);
+    EXPECT_EQ(total.loss_sum, 12.5);
+    EXPECT_EQ(total.trained_tokens, 33);
+    EXPECT_EQ(total.samples, 6);
+    EXPECT_EQ(total.tokens, 300);
+    EXPECT_EQ(total.gradient_square_sum, 0.75);
+    EXPECT_EQ(total.non_finite, 1);
+    EXPECT_EQ(total.stop_requests, 1);
+    EXPECT_EQ(total.saves_done, 3);
+    EXPECT_EQ(total.saves_failed, 1);
+    EXPECT_EQ(total.compute_seconds, 1.5);
+    EXPECT_EQ(total.error_code, 74);
+    EXPECT_EQ(total.peak_memory_bytes, 1e9);
+    EXPECT_EQ(total.communication_seconds, 2);
+  });
+}
+
+// 1e16 + 1 - 1e16 + 1 in float64 is 1 from left to right only.
+TEST(ReduceControl, SumsInRankOrder) {
+  RunRanks(4, [](Communicator& world) {
+    constexpr double kLosses[] = {1e16, 1, -1e16, 1};
+    ControlVector mine;
+    mine.loss_sum = kLosses[world.rank()];
+    EXPECT_EQ(ReduceControl(world, mine).loss_sum, 1.0);
+  });
+}
+
+}  // namespace
+}  // namespace graft::comm

@@ -1,0 +1,131 @@
+// The real binary: help, version, and the rows 55 to 58 and 60 of the malformed inputs
+// (reliability.md 7) that need no model.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "tests/launch/program.h"
+#include "tests/testing/temp_folder.h"
+
+namespace graft {
+namespace {
+
+using testing::ExpectRefused;
+using ::testing::HasSubstr;
+using testing::ProgramResult;
+using testing::RunGraft;
+using ::testing::StartsWith;
+using testing::TempFolder;
+
+constexpr char kRecipe[] =
+    "model: {path: no/such/model}\n"
+    "data: {train: no/such/data}\n"
+    "adapter: {method: lora}\n";
+
+TEST(Program, VersionNamesTheLibraries) {
+  const ProgramResult result = RunGraft({"--version"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_EQ(result.err, "");
+  EXPECT_THAT(result.out, StartsWith("graft 0."));
+  EXPECT_THAT(result.out, HasSubstr("LibTorch 2."));
+  EXPECT_THAT(result.out, HasSubstr("MPI "));
+  EXPECT_THAT(result.out, HasSubstr("NCCL "));
+}
+
+TEST(Program, HelpListsCommandsAndEveryRecipeKey) {
+  ProgramResult result = RunGraft({"--help"});
+  EXPECT_EQ(result.code, 0);
+  for (const char* command : {"train", "eval", "generate", "export", "plan", "inspect"}) {
+    EXPECT_THAT(result.out, HasSubstr(absl::StrCat("\n  ", command, " ")));
+    const ProgramResult help = RunGraft({command, "--help"});
+    EXPECT_EQ(help.code, 0) << command;
+    EXPECT_EQ(help.err, "") << command;
+  }
+  result = RunGraft({"train", "--help"});
+  EXPECT_THAT(result.out, HasSubstr("  optim.lr = 1e-04"));
+  EXPECT_THAT(result.out, HasSubstr("adapter, method: lora:\n"));
+  EXPECT_THAT(result.out, HasSubstr("  adapter.rank = 8"));
+}
+
+std::string AliasBomb() {
+  std::string text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 10; ++i) {
+    const std::vector<std::string> aliases(10, absl::StrCat("*a", i - 1));
+    absl::StrAppend(&text, "a", i, ": &a", i, " [", absl::StrJoin(aliases, ", "), "]\n");
+  }
+  return text;
+}
+
+TEST(Malformed, Row55AliasBomb) {
+  const TempFolder folder;
+  ExpectRefused(RunGraft({"train", "--config", folder.Write("bomb.yaml", AliasBomb())}), 78,
+                "recipe", {"bomb.yaml:", "more than 10000 nodes"});
+}
+
+TEST(Malformed, Row56UnknownKey) {
+  const TempFolder folder;
+  const std::string yaml = absl::StrCat(kRecipe, "optim: {learning_rte: 1}\n");
+  ExpectRefused(RunGraft({"train", "--config", folder.Write("r.yaml", yaml)}), 78, "recipe",
+                {"r.yaml:4: optim.learning_rte: unknown key"});
+}
+
+TEST(Malformed, Row57LearningRate) {
+  const TempFolder folder;
+  for (const char* value : {"nan", "-1", "1e400"}) {
+    const std::string yaml = absl::StrCat(kRecipe, "optim: {lr: ", value, "}\n");
+    ExpectRefused(
+        RunGraft({"train", "--config", folder.Write("r.yaml", yaml)}), 78, "recipe",
+        {absl::StrCat("r.yaml:4: optim.lr: found `", value, "`, must be a number from 0")});
+  }
+}
+
+TEST(Malformed, Row58RanksThatDoNotFit) {
+  const TempFolder folder;
+  const std::string yaml = absl::StrCat(kRecipe, "parallel: {data: 3}\n");
+  const std::string path = folder.Write("r.yaml", yaml);
+  const std::vector<std::string> arguments = {"train", "--config", path, "optim.global_batch=3"};
+  ExpectRefused(RunGraft(arguments), 78, "recipe",
+                {"data x pipeline = 3 x 1 = 3", "number of ranks, which is 1"});
+  const ProgramResult two = RunGraft(arguments, 2);
+  EXPECT_EQ(two.code, 78) << two.err;
+  EXPECT_THAT(two.err, HasSubstr("number of ranks, which is 2"));
+}
+
+TEST(Malformed, Row60CommandLine) {
+  const TempFolder folder;
+  const std::string recipe = folder.Write("r.yaml", kRecipe);
+  const std::vector<std::vector<std::string>> rows = {
+      {"train", "--config", recipe, "--resume"},
+      {"train", "--config", recipe, "--config", recipe},
+      {"train", "--config"},
+      {"train", "--config", recipe, "optim.lr"},
+      {"train", "--config", recipe, "optim.lr=1", "optim.lr=1"},
+      {"trian", "--config", recipe},
+      {}};
+  for (const std::vector<std::string>& row : rows) {
+    ExpectRefused(RunGraft(row), 64, "usage", {"command line: "});
+  }
+  const ProgramResult two = RunGraft(rows[0], 2);
+  EXPECT_EQ(two.code, 64) << two.err;
+  EXPECT_THAT(two.LastLine(), StartsWith("graft: error: usage: command line: "));
+}
+
+TEST(Malformed, MissingRecipeAndMissingKeys) {
+  const TempFolder folder;
+  ExpectRefused(RunGraft({"train", "--config", folder.Path("none.yaml")}), 78, "recipe",
+                {"none.yaml", "No such file"});
+  const std::string path = folder.Write("r.yaml", "model: {path: m}\n");
+  ExpectRefused(RunGraft({"train", "--config", path}), 78, "recipe",
+                {"r.yaml: data.train: missing, `graft train` needs it"});
+}
+
+TEST(Malformed, CommandsOfOneRankRefuseMore) {
+  const TempFolder folder;
+  const ProgramResult two = RunGraft({"inspect", folder.path()}, 2);
+  EXPECT_EQ(two.code, 64) << two.err;
+  EXPECT_THAT(two.LastLine(), HasSubstr("started on 2 ranks, must be 1"));
+}
+
+}  // namespace
+}  // namespace graft

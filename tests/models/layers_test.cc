@@ -1,0 +1,225 @@
+// Every layer against plain LibTorch autograd: forward values and gradients, float32; bfloat16
+// within its rounding.
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "models/layers/attention.h"
+#include "models/layers/frozen_linear.h"
+#include "models/layers/head_loss.h"
+#include "models/layers/recompute.h"
+#include "models/layers/rms_norm.h"
+#include "models/layers/rope.h"
+#include "models/layers/row_kernels.h"
+#include "models/layers/swiglu.h"
+
+namespace graft::models {
+namespace {
+
+using torch::Tensor;
+
+Tensor Random(std::vector<int64_t> shape, bool gradient = true) {
+  return at::randn(shape, torch::kFloat32).requires_grad_(gradient);
+}
+
+double RelativeError(const Tensor& got, const Tensor& want) {
+  const Tensor wide = want.to(torch::kFloat64);
+  return (got.to(torch::kFloat64) - wide).norm().item<double>() /
+         std::max(1e-12, wide.norm().item<double>());
+}
+
+// The same value and gradients by two routes.
+void ExpectSame(const Tensor& got, const Tensor& want, const std::vector<Tensor>& inputs,
+                double tolerance) {
+  EXPECT_LE(RelativeError(got.detach(), want.detach()), tolerance);
+  const Tensor seed = at::randn_like(want);
+  const auto expected = torch::autograd::grad({want}, inputs, {seed});
+  const auto actual = torch::autograd::grad({got}, inputs, {seed});
+  for (size_t i = 0; i < inputs.size(); ++i)
+    EXPECT_LE(RelativeError(actual[i], expected[i]), tolerance) << "input " << i;
+}
+
+Tensor PlainNorm(const Tensor& x, const Tensor& weight, double eps) {
+  return x * (x.pow(2).mean(-1, true) + eps).rsqrt() * weight;
+}
+
+class LayersTest : public ::testing::Test {
+ protected:
+  void SetUp() override { at::manual_seed(7); }
+};
+
+TEST_F(LayersTest, ExponentialIsAccurate) {
+  std::vector<float> x, y(4001);
+  for (int i = 0; i <= 4000; ++i) x.push_back(-90.0f + 0.0445f * static_cast<float>(i));
+  rows::Exp(x.data(), y.data(), 4001);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double want = x[i] < -87.0f ? 0.0 : std::exp(static_cast<double>(x[i]));
+    ASSERT_NEAR(y[i], want, 2e-7 * want) << x[i];
+  }
+}
+
+TEST_F(LayersTest, SoftmaxAndLogSumExpMatch) {
+  const Tensor x = at::randn({5, 1003}) * 10;
+  const Tensor want = at::logsumexp(x, {1}), soft = at::softmax(x, 1);
+  Tensor work = x.clone();
+  for (int64_t row = 0; row < 5; ++row) {
+    float* values = work.data_ptr<float>() + row * 1003;
+    EXPECT_NEAR(rows::LogSumExp(values, 1003), want[row].item<float>(), 1e-5);
+    EXPECT_NEAR(rows::SoftmaxInPlace(values, 1003), want[row].item<float>(), 1e-5);
+  }
+  EXPECT_LE(RelativeError(work, soft), 1e-6);
+}
+
+TEST_F(LayersTest, FrozenLinear) {
+  const Tensor x = Random({17, 24}), weight = Random({40, 24}, false), bias = Random({40}, false);
+  const FrozenLinear linear(MakeFrozenWeight(weight), bias);
+  ExpectSame(linear.Forward(x), at::linear(x, weight, bias), {x}, 1e-6);
+  EXPECT_EQ(linear.parameters(), 40 * 24 + 40);
+}
+
+TEST_F(LayersTest, FrozenLinearInBFloat16RoundsOnce) {
+  const Tensor x = at::randn({33, 64}).to(torch::kBFloat16).requires_grad_(true);
+  const Tensor weight = at::randn({48, 64}).to(torch::kBFloat16);
+  const FrozenLinear linear(MakeFrozenWeight(weight), Tensor());
+  const Tensor y = linear.Forward(x);
+  EXPECT_EQ(y.scalar_type(), torch::kBFloat16);
+  EXPECT_LE(RelativeError(y.detach(),
+                          at::mm(x.detach().to(torch::kFloat64), weight.to(torch::kFloat64).t())),
+            3e-3);
+  const Tensor dy = at::randn_like(y);
+  const Tensor dx = torch::autograd::grad({y}, {x}, {dy})[0];
+  EXPECT_LE(RelativeError(dx, at::mm(dy.to(torch::kFloat64), weight.to(torch::kFloat64))), 3e-3);
+}
+
+TEST_F(LayersTest, RmsNormAndItsRebuilder) {
+  const Tensor x = Random({9, 32}), weight = Random({32}, false);
+  const SiteInput normed = RmsNorm(x, weight, 1e-5);
+  EXPECT_TRUE(at::equal(normed.rebuilder->Get(), normed.value.detach()));
+  EXPECT_FALSE(normed.rebuilder->Get().requires_grad());
+  ExpectSame(normed.value, PlainNorm(x, weight, 1e-5), {x}, 1e-6);
+}
+
+TEST_F(LayersTest, SwiGluAndItsRebuilder) {
+  const Tensor gate = Random({9, 33}), up = Random({9, 33});
+  const SiteInput product = SwiGlu(gate, up);
+  EXPECT_TRUE(at::equal(product.rebuilder->Get(), product.value.detach()));
+  ExpectSame(product.value, at::silu(gate) * up, {gate, up}, 1e-6);
+}
+
+TEST_F(LayersTest, RopeRotatesHalves) {
+  ModelConfig config;
+  config.head_dim = 8;
+  config.max_positions = 64;
+  MicroBatch batch;
+  batch.segments = {{0, 0, 3, 0}, {1, 3, 2, 0}};
+  batch.positions = {0, 1, 2, 0, 1};
+  const RopeAngles angles = MakeRopeAngles(config, batch, torch::kFloat32);
+  const Tensor x = Random({5, 16});
+  const Tensor heads = x.view({5, 2, 8});
+  const Tensor turned = at::cat({-heads.narrow(2, 4, 4), heads.narrow(2, 0, 4)}, 2);
+  const Tensor cosine = at::cat({angles.cosine, angles.cosine}, 1).unsqueeze(1),
+               sine = at::cat({angles.sine, angles.sine}, 1).unsqueeze(1);
+  ExpectSame(Rope(x, angles, 8), (heads * cosine + turned * sine).view({5, 16}), {x}, 1e-6);
+  EXPECT_NEAR(angles.cosine[2][0].item<float>(), std::cos(2.0),
+              1e-6);                                           // first frequency is 1, position 2
+  EXPECT_TRUE(at::equal(angles.cosine[0], angles.cosine[3]));  // positions restart
+}
+
+// Dense reference: one mask for the whole micro-batch.
+Tensor PlainAttention(const Tensor& q, const Tensor& k, const Tensor& v,
+                      const std::vector<Segment>& segments, const AttentionShape& s) {
+  const int64_t n = q.size(0), group = s.num_heads / s.num_kv_heads;
+  Tensor seen = at::zeros({n, n}, torch::kBool);
+  for (const Segment& segment : segments) {
+    for (int64_t i = 0; i < segment.length; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        if (s.sliding_window == 0 || i - j < s.sliding_window)
+          seen[segment.begin + i][segment.begin + j] = true;
+      }
+    }
+  }
+  const Tensor keys = k.view({n, s.num_kv_heads, s.head_dim}).repeat_interleave(group, 1),
+               values = v.view({n, s.num_kv_heads, s.head_dim}).repeat_interleave(group, 1);
+  const Tensor scores = at::einsum("ihd,jhd->hij", {q.view({n, s.num_heads, s.head_dim}), keys}) /
+                        std::sqrt(static_cast<double>(s.head_dim));
+  const Tensor weights = at::softmax(scores.masked_fill(seen.logical_not(), -1e30), -1);
+  return at::einsum("hij,jhd->ihd", {weights, values}).reshape({n, s.num_heads * s.head_dim});
+}
+
+TEST_F(LayersTest, AttentionStaysInsideSegments) {
+  for (const int64_t window : {0, 3}) {
+    const AttentionShape shape{4, 2, 8, window};
+    const std::vector<Segment> segments = {
+        {0, 0, 5, 0}, {1, 5, 5, 0}, {2, 10, 1, 0}, {3, 11, 7, 0}};
+    const Tensor q = Random({18, 32}), k = Random({18, 16}), v = Random({18, 16});
+    ExpectSame(Attention(q, k, v, segments, shape), PlainAttention(q, k, v, segments, shape),
+               {q, k, v}, 2e-6);
+  }
+}
+
+TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
+  for (const int64_t window : {0, 3}) {
+    const AttentionShape shape{4, 2, 8, window};
+    const Tensor q = Random({9, 32}, false), k = Random({9, 16}, false), v = Random({9, 16}, false);
+    const Tensor want = Attention(q, k, v, {{42, 0, 9, 0}}, shape);
+    LayerKvCache cache;
+    std::vector<Tensor> parts;
+    int64_t begin = 0;
+    for (const int64_t length : {4, 1, 3, 1}) {
+      parts.push_back(cache.Attend(
+          q.narrow(0, begin, length).contiguous(), k.narrow(0, begin, length).contiguous(),
+          v.narrow(0, begin, length).contiguous(), {{42, 0, length, 0}}, shape));
+      begin += length;
+    }
+    EXPECT_EQ(cache.Length(42), 9);
+    EXPECT_LE(RelativeError(at::cat(parts), want), 1e-6);
+  }
+}
+
+TEST_F(LayersTest, HeadLossEqualsFullLogits) {
+  const Tensor h = Random({11, 16}), norm = Random({16}, false), weight = Random({50, 16}, false);
+  const LossHead head{norm, 1e-5, FrozenLinear(MakeFrozenWeight(weight), Tensor())};
+  const std::vector<int64_t> picked{0, 3, 4, 10}, ids{49, 0, 7, 7};
+  const Tensor logits =
+      at::linear(PlainNorm(h, norm, 1e-5).index_select(0, torch::tensor(picked)), weight);
+  const Tensor want =
+      at::nll_loss(at::log_softmax(logits, 1), torch::tensor(ids), {}, at::Reduction::Sum);
+  const Tensor got = HeadLossSum(h, picked, ids, head);
+  EXPECT_NEAR(got.item<double>(), want.item<double>(), 1e-5 * want.item<double>());
+  EXPECT_LE(
+      RelativeError(torch::autograd::grad({got}, {h})[0], torch::autograd::grad({want}, {h})[0]),
+      1e-5);
+  EXPECT_NEAR(HeadLosses(h, picked, ids, head).sum().item<double>(), got.item<double>(), 1e-4);
+  EXPECT_LE(RelativeError(HeadLogits(h, picked, head), logits.detach()), 1e-6);
+}
+
+TEST_F(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
+  const Tensor h = Random({3, 16});
+  const LossHead head{at::ones({16}), 1e-5,
+                      FrozenLinear(MakeFrozenWeight(at::randn({50, 16})), Tensor())};
+  const Tensor loss = HeadLossSum(h, {}, {}, head);
+  EXPECT_EQ(loss.item<double>(), 0.0);
+  EXPECT_EQ(torch::autograd::grad({loss}, {h})[0].abs().sum().item<float>(), 0.0f);
+}
+
+TEST_F(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
+  const Tensor h = Random({4, 6}), inside = Random({6});
+  const auto body = [&](const Tensor& x) { return at::tanh(x * inside).pow(2); };
+  const Tensor want = body(h);
+  const Tensor seed = at::randn_like(want);
+  const auto expected = torch::autograd::grad({want}, {h, inside}, {seed});
+  const Tensor got = Recomputed(h, body);
+  torch::autograd::backward({got}, {seed});
+  EXPECT_TRUE(at::equal(h.grad(), expected[0]));
+  EXPECT_TRUE(at::equal(inside.grad(), expected[1]));
+  // A frozen input: only the parameter gets a gradient.
+  const Tensor frozen = h.detach();
+  torch::autograd::backward({Recomputed(frozen, body)}, {seed});
+  EXPECT_FALSE(frozen.grad().defined());
+  EXPECT_TRUE(at::allclose(inside.grad(), 2 * expected[1]));
+}
+
+}  // namespace
+}  // namespace graft::models

@@ -1,0 +1,248 @@
+// The Llama backbone as a whole: packing, ranges, recomputation, decoding, and what autograd keeps.
+// Its numbers are proved against HF transformers in tests/oracle.
+#include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <gtest/gtest.h>
+#include <algorithm>
+#include <set>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "base/status.h"
+#include "models/backbone.h"
+#include "models/weights/weight_source.h"
+
+namespace graft::models {
+namespace {
+
+using torch::Tensor;
+
+ModelConfig TinyConfig(int64_t layers, int64_t hidden = 64) {
+  ModelConfig c;
+  c.model_type = "llama";
+  c.hidden_size = hidden;
+  c.num_layers = layers;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = hidden / 4;
+  c.intermediate_size = 3 * hidden;
+  c.vocab_size = 101;
+  c.max_positions = 4096;
+  c.initializer_range = 0.1;
+  c.sliding_window.assign(static_cast<size_t>(layers), 0);
+  return c;
+}
+
+std::unique_ptr<Backbone> Build(const ModelConfig& config, LayerRange range,
+                                bool recompute = false) {
+  BackboneOptions options;
+  options.recompute = recompute;
+  const auto weights = SyntheticWeights(config, 3);
+  return ValueOrThrow(BuildBackbone(config, range, *weights, options));
+}
+
+std::unique_ptr<Backbone> BuildWhole(const ModelConfig& config, bool recompute = false) {
+  return Build(config, {0, static_cast<int>(config.num_layers), true, true}, recompute);
+}
+
+MicroBatch MakeBatch(const std::vector<int64_t>& lengths) {
+  MicroBatch batch;
+  int64_t begin = 0;
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    batch.segments.push_back({static_cast<int64_t>(s), begin, lengths[s], 1});
+    for (int64_t t = 0; t < lengths[s]; ++t) {
+      batch.tokens.push_back((7 * t + 13 * static_cast<int64_t>(s)) % 101);
+      batch.positions.push_back(t);
+      if (t == 0) continue;
+      batch.target_rows.push_back(begin + t - 1);
+      batch.target_ids.push_back(batch.tokens.back());
+    }
+    begin += lengths[s];
+  }
+  return batch;
+}
+
+double Loss(Backbone& model, const MicroBatch& batch) {
+  SiteContext context;
+  context.batch = &batch;
+  return model.LossSum(model.Layers(model.Embed(context), context), context).item<double>();
+}
+
+// Adds a trained vector to a site's output: the smallest possible method.
+class AddVector : public SiteHook {
+ public:
+  explicit AddVector(Tensor vector) : vector_(std::move(vector)) {}
+  Tensor EditOutput(const SiteInput&, Tensor y, SiteContext&) override { return y + vector_; }
+
+ private:
+  Tensor vector_;
+};
+
+Tensor HookEveryLayer(Backbone& model, Role role, int64_t width) {
+  Tensor vector = at::zeros({width}).requires_grad_(true);
+  for (int layer = model.range().first_layer; layer < model.range().end_layer(); ++layer) {
+    model.sites().Add({layer, role}, std::make_shared<AddVector>(vector));
+  }
+  return vector;
+}
+
+TEST(LlamaTest, PackedLossIsTheSumOverSamples) {
+  const auto model = BuildWhole(TinyConfig(3));
+  double alone = 0;
+  for (const int64_t length : {5, 9, 1, 12}) {
+    MicroBatch one = MakeBatch({5, 9, 1, 12});
+    const std::vector<int64_t> lengths{5, 9, 1, 12};
+    const size_t index =
+        static_cast<size_t>(std::find(lengths.begin(), lengths.end(), length) - lengths.begin());
+    const Segment segment = one.segments[index];
+    MicroBatch single;
+    single.segments = {{segment.sample_id, 0, length, 1}};
+    for (int64_t t = 0; t < length; ++t) {
+      single.tokens.push_back(one.tokens[static_cast<size_t>(segment.begin + t)]);
+      single.positions.push_back(t);
+      if (t > 0) {
+        single.target_rows.push_back(t - 1);
+        single.target_ids.push_back(single.tokens.back());
+      }
+    }
+    alone += Loss(*model, single);
+  }
+  EXPECT_NEAR(Loss(*model, MakeBatch({5, 9, 1, 12})), alone, 1e-6 * alone);
+}
+
+TEST(LlamaTest, PartsInSequenceEqualTheWhole) {
+  const ModelConfig config = TinyConfig(4);
+  const MicroBatch batch = MakeBatch({6, 4});
+  const auto whole = BuildWhole(config);
+  const auto first = Build(config, {0, 1, true, false}),
+             middle = Build(config, {1, 2, false, false}),
+             last = Build(config, {3, 1, false, true});
+  SiteContext context;
+  context.batch = &batch;
+  Tensor h = first->Layers(first->Embed(context), context);
+  h = last->Layers(middle->Layers(h, context), context);
+  EXPECT_EQ(last->LossSum(h, context).item<double>(), Loss(*whole, batch));
+  EXPECT_EQ(first->frozen_parameters() + middle->frozen_parameters() + last->frozen_parameters(),
+            CountParameters(config));
+}
+
+TEST(LlamaTest, RecomputationGivesTheSameGradients) {
+  const MicroBatch batch = MakeBatch({6, 4});
+  Tensor gradient[2];
+  for (const bool recompute : {false, true}) {
+    const auto model = BuildWhole(TinyConfig(3), recompute);
+    const Tensor vector = HookEveryLayer(*model, Role::kFfnUp, 192);
+    SiteContext context;
+    context.batch = &batch;
+    torch::autograd::backward(
+        {model->LossSum(model->Layers(model->Embed(context), context), context)}, {});
+    gradient[recompute] = vector.grad();
+  }
+  EXPECT_GT(gradient[0].abs().max().item<float>(), 0.0f);
+  EXPECT_TRUE(at::allclose(gradient[0], gradient[1], 1e-5, 1e-7));
+}
+
+TEST(LlamaTest, NothingRunsBackwardBelowTheLowestTrainedSite) {
+  const auto model = BuildWhole(TinyConfig(4));
+  Tensor vector = at::zeros({64}).requires_grad_(true);
+  model->sites().Add({2, Role::kFfnOut}, std::make_shared<AddVector>(vector));
+  const MicroBatch batch = MakeBatch({6});
+  SiteContext context;
+  context.batch = &batch;
+  const Tensor h = model->Embed(context);
+  EXPECT_FALSE(h.requires_grad());
+  const Tensor top = model->Layers(h, context);
+  ASSERT_TRUE(top.requires_grad());
+  // Walk down the graph: exactly the attention of layer 3 has a node; layers 0 to 2 have none.
+  int attentions = 0;
+  std::vector<torch::autograd::Node*> stack{top.grad_fn().get()};
+  std::set<torch::autograd::Node*> seen;
+  while (!stack.empty()) {
+    torch::autograd::Node* node = stack.back();
+    stack.pop_back();
+    if (!seen.insert(node).second) continue;
+    if (node->name().find("AttentionFunction") != std::string::npos) ++attentions;
+    for (const auto& edge : node->next_edges()) {
+      if (edge.function) stack.push_back(edge.function.get());
+    }
+  }
+  EXPECT_EQ(attentions, 1);
+}
+
+TEST(LlamaTest, DecodingWithTheCacheEqualsOneFullPass) {
+  const auto model = BuildWhole(TinyConfig(3));
+  const MicroBatch full = MakeBatch({9});
+  SiteContext context;
+  context.batch = &full;
+  at::NoGradGuard no_grad;
+  const Tensor want = model->Logits(model->Layers(model->Embed(context), context), {3, 4, 8});
+  const auto cache = model->NewKvCache();
+  std::vector<Tensor> got;
+  int64_t begin = 0;
+  for (const int64_t length : {4, 1, 4}) {
+    MicroBatch part;
+    part.segments = {{0, 0, length, 0}};
+    for (int64_t t = begin; t < begin + length; ++t) {
+      part.tokens.push_back(full.tokens[static_cast<size_t>(t)]);
+      part.positions.push_back(t);
+    }
+    SiteContext step;
+    step.batch = &part;
+    got.push_back(
+        model->Logits(model->Layers(model->Embed(step), step, cache.get()), {length - 1}));
+    begin += length;
+  }
+  EXPECT_TRUE(at::allclose(at::cat(got), want, 1e-4, 1e-5));
+}
+
+// Counts live CPU bytes of this thread.
+class Ledger : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+    live += size;
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t live = 0;
+};
+
+int64_t KeptBytes(int64_t layers, int64_t tokens) {
+  const ModelConfig config = TinyConfig(layers, 128);
+  const auto model = BuildWhole(config);
+  const Tensor vector = HookEveryLayer(*model, Role::kAttnQ, 128);
+  MicroBatch batch = MakeBatch({tokens});
+  SiteContext context;
+  context.batch = &batch;
+  const auto ledger = std::make_shared<Ledger>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, ledger);
+  const Tensor h = model->Layers(model->Embed(context), context);
+  return ledger->live;
+}
+
+TEST(LlamaTest, AutogradKeepsTheLeanSetAndNothingElse) {
+  constexpr int64_t kTokens = 256, kWidth = 128, kKv = 64, kFfn = 384, kHeads = 4;
+  const int64_t growth = KeptBytes(5, kTokens) - KeptBytes(4, kTokens);
+  // performance.md 2.1: 2h (block input, mid-block residual) + q, k, v, attention output (2h + 2
+  // h_kv) + gate, up (2f); fp32 statistics: two rstd and one log-sum-exp per head.
+  const int64_t lean = 4 * kTokens * (4 * kWidth + 2 * kKv + 2 * kFfn + 2 + kHeads);
+  EXPECT_NEAR(static_cast<double>(growth), static_cast<double>(lean),
+              0.02 * static_cast<double>(lean));
+}
+
+TEST(LlamaTest, SitesAreListedInTheFixedOrder) {
+  const ModelConfig config = TinyConfig(2);
+  const auto sites = ListSites(config);
+  ASSERT_EQ(sites.size(), 1u + 2u * 11u);
+  EXPECT_EQ(sites[1].module, "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(sites[2].out_features, 32);
+  EXPECT_EQ(sites[1 + 11 + 6].module, "model.layers.1.mlp.down_proj");
+  EXPECT_EQ(sites[1 + 11 + 6].in_features, 192);
+}
+
+TEST(LlamaTest, ParameterCountOfTheRealModels) {
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("smollm2-135m"))), 134515008);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("llama-2-7b"))), 6738415616);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("llama-8b"))), 8030261248);
+}
+
+}  // namespace
+}  // namespace graft::models

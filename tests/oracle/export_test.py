@@ -1,0 +1,51 @@
+"""What graft writes is what HF reads: adapters load in PEFT, merged models in transformers, with the same logits."""
+
+import pytest
+import torch
+
+import reference
+from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, relative
+from graft_program import Golden, recipe, run
+
+
+TRAINED = ["gqa_lora", "tied_lora", "gqa_lora_qv", "biases_red", "gqa_red"]
+
+
+@pytest.fixture(scope="session", params=TRAINED)
+def trained_run(request, tmp_path_factory):
+    golden = Golden(request.param)
+    output = tmp_path_factory.mktemp(golden.name)
+    keys = recipe(golden, output)
+    run("train", keys, output)
+    return golden, output, keys
+
+
+def test_adapter_loads_in_hf_with_the_same_loss(trained_run, evaluation_samples):
+    golden, output, _ = trained_run
+    model = reference.load_adapter(reference.load_model(golden.model), output / "adapter")
+    loss = reference.evaluate(model, evaluation_samples)
+    assert relative(loss, golden.numbers["eval_after"]) <= LOSS_RELATIVE
+
+
+def test_exported_checkpoint_is_the_adapter(trained_run, tmp_path):
+    _, output, keys = trained_run
+    export = dict(to=str(tmp_path / "exported"), merge=False)
+    export["from"] = str(output)
+    run("export", keys | dict(export=export), tmp_path)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "exported" / name).read_bytes() == (output / "adapter" / name).read_bytes()
+
+
+def test_merged_model_loads_in_hf_with_the_same_logits(trained_run, evaluation_samples, tmp_path):
+    golden, output, keys = trained_run
+    export = dict(to=str(tmp_path / "merged"), merge=True)
+    export["from"] = str(output)
+    run("export", keys | dict(export=export), tmp_path)
+    unmerged = reference.load_adapter(reference.load_model(golden.model), output / "adapter")
+    merged = reference.load_model(tmp_path / "merged")
+    with torch.no_grad():
+        for sample in evaluation_samples[:4]:
+            difference = logits_difference(
+                reference.logits(merged, sample.ids), reference.logits(unmerged, sample.ids)
+            )
+            assert difference <= LOGITS_ABSOLUTE

@@ -1,0 +1,102 @@
+"""Writes prepared data sets in graft's format (docs: data format) without graft's own preparation, and reads them back."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+
+@dataclass
+class Sample:
+    ids: list
+    mask: list  # 1 = trained target; the first token never is one
+    prompt_length: int
+
+    def targets(self):
+        """(position that predicts, target id) of every trained token."""
+        return [(t - 1, self.ids[t]) for t in range(1, len(self.ids)) if self.mask[t]]
+
+
+def write(folder, samples, vocab_size, num_shards=1):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, part in enumerate(np.array_split(np.arange(len(samples)), num_shards)):
+        chosen = [samples[i] for i in part]
+        name = f"shard-{number:05d}.safetensors"
+        lengths = [len(s.ids) for s in chosen]
+        tensors = {
+            "input_ids": np.concatenate([np.array(s.ids, np.int32) for s in chosen]),
+            "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            "loss_mask": np.concatenate([np.array(s.mask, np.uint8) for s in chosen]),
+            "prompt_lengths": np.array([s.prompt_length for s in chosen], np.int32),
+            "sample_ids": (part + 1000).astype(np.int64),
+        }
+        save_file(tensors, folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        shards.append({"file": name, "samples": len(chosen), "sha256": digest})
+    header = {
+        "format": "graft-dataset",
+        "version": 1,
+        "kind": "causal_lm",
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": None,
+        "num_samples": len(samples),
+        "num_tokens": sum(len(s.ids) for s in samples),
+        "num_trained_tokens": sum(len(s.targets()) for s in samples),
+        "max_length": max(len(s.ids) for s in samples),
+        "template": "plain",
+        "loss_on": "completion",
+        "labels": [],
+        "shards": shards,
+    }
+    (folder / "dataset.json").write_text(json.dumps(header, indent=2) + "\n")
+
+
+def read(folder):
+    folder = Path(folder)
+    samples = []
+    for shard in json.loads((folder / "dataset.json").read_text())["shards"]:
+        t = load_file(folder / shard["file"])
+        for i, (begin, end) in enumerate(zip(t["offsets"][:-1], t["offsets"][1:])):
+            samples.append(
+                Sample(
+                    t["input_ids"][begin:end].tolist(),
+                    t["loss_mask"][begin:end].tolist(),
+                    int(t["prompt_lengths"][i]),
+                )
+            )
+    return samples
+
+
+def ragged_samples(count, vocab_size, max_length, seed):
+    """Random samples of very different lengths, with the edges: the shortest and longest sample, the first and last id of the
+    vocabulary, all tokens trained, the last token alone, none at all."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        length = int(rng.integers(4, max_length))
+        prompt = int(rng.integers(1, length - 1))
+        ids = rng.integers(0, vocab_size, length)
+        mask = (np.arange(length) >= prompt).astype(int)
+        if i == 0:
+            ids[0], ids[-1], ids[length // 2] = vocab_size - 1, 0, vocab_size - 1
+        elif i == 1:
+            ids, prompt, mask = rng.integers(0, vocab_size, 2), 1, np.array([0, 1])
+        elif i == 2:
+            length, prompt = max_length, 1
+            ids, mask = rng.integers(0, vocab_size, length), np.ones(length, int)
+            mask[0] = 0
+        elif i == 3:
+            mask[:] = 0
+            mask[-1] = 1
+        elif i == 4:
+            mask[:] = 0
+        elif i == 5:
+            mask = rng.integers(0, 2, length)
+            mask[0] = 0
+        samples.append(Sample(ids.tolist(), mask.tolist(), prompt))
+    return samples

@@ -1,0 +1,231 @@
+"""The reference: HF transformers with HF PEFT (LoRA) or a plain RED, one sample at a time, float32 unless said.
+
+Samples are never padded or batched here, so that nothing of the reference depends on who else is in a batch.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from variants import HF_MODULE
+
+PREFIX = "base_model.model."
+
+
+def load_model(folder, dtype=torch.float32):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model.eval()
+
+
+def layer_list(adapter, num_layers):
+    layers = adapter.get("layers", "all")
+    if layers == "all":
+        return list(range(num_layers))
+    first, last = layers.split("-")
+    return list(range(int(first), int(last) + 1))
+
+
+class Red(torch.nn.Module):
+    """RED (arXiv 2402.15179): the output h of the second FFN linear becomes s (.) h + b, by forward hooks."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.vectors = {}
+        for i, layer in enumerate(model.model.layers):
+            width = model.config.hidden_size
+            scale = torch.nn.Parameter(torch.ones(width))
+            bias = torch.nn.Parameter(torch.zeros(width))
+            module = f"{PREFIX}model.layers.{i}.mlp.down_proj"
+            self.vectors[f"{module}.red_scale"] = scale
+            self.vectors[f"{module}.red_bias"] = bias
+            layer.mlp.down_proj.register_forward_hook(
+                lambda _, __, h, s=scale, b=bias: (h.float() * s + b).to(h.dtype)
+            )
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "auto_mapping": None,
+            "base_model_name_or_path": "",
+            "inference_mode": True,
+            "layers": "all",
+            "peft_type": "RED",
+            "revision": None,
+            "sites": ["ffn.out"],
+            "task_type": "CAUSAL_LM",
+            "what": "scale_and_bias",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+        tensors = {name: value.detach() for name, value in self.vectors.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def load(self, folder):
+        with torch.no_grad():
+            for name, value in load_file(Path(folder) / "adapter_model.safetensors").items():
+                self.vectors[name].copy_(value)
+
+
+def new_adapter(model, adapter):
+    """The model of `load_model` with a fresh adapter as the recipe section says."""
+    if adapter["method"] == "red":
+        return Red(model)
+    layers = layer_list(adapter, model.config.num_hidden_layers)
+    names = [f"model.layers.{i}.{HF_MODULE[role]}" for i in layers for role in adapter["sites"]]
+    config = LoraConfig(
+        r=adapter["rank"],
+        lora_alpha=adapter["alpha"],
+        use_rslora=adapter.get("rslora", False),
+        target_modules=names,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def load_adapter(model, folder, trainable=False):
+    """Any adapter folder, graft's or HF PEFT's."""
+    config = json.loads((Path(folder) / "adapter_config.json").read_text())
+    if config["peft_type"] == "RED":
+        red = Red(model)
+        red.load(folder)
+        return red
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+
+def trained(model):
+    """Trained tensors by their name in the adapter folder."""
+    if isinstance(model, Red):
+        return dict(model.vectors)
+    return {
+        name.replace(".default", ""): value
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+
+
+def randomize_adapter(model, seed):
+    """A start from which every trained tensor has a gradient: B of LoRA is not zero, RED's scales are not one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in sorted(trained(model).items()):
+            noise = torch.randn(value.shape, generator=generator)
+            if name.endswith("lora_A.weight"):
+                value.copy_(noise / value.shape[1] ** 0.5)
+            elif name.endswith("red_scale"):
+                value.copy_(1 + 0.1 * noise)
+            else:
+                value.copy_(0.1 * noise)
+
+
+def save_adapter(model, folder):
+    if isinstance(model, Red):
+        model.save(folder)
+    else:
+        model.save_pretrained(folder)
+
+
+def logits(model, ids):
+    """(T, V) float32 of one sample."""
+    for module in model.modules():
+        # Dynamic RoPE remembers the longest sample so far; a sample must not depend on those before it.
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.inv_freq = module.original_inv_freq
+            module.max_seq_len_cached = module.original_max_seq_len
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def loss_sum(model, sample):
+    targets = sample.targets()
+    if not targets:
+        return torch.zeros(())
+    rows, ids = (torch.tensor(column) for column in zip(*targets))
+    return F.cross_entropy(logits(model, sample.ids)[rows], ids, reduction="sum")
+
+
+@torch.no_grad()
+def evaluate(model, samples):
+    count = sum(len(s.targets()) for s in samples)
+    return sum(loss_sum(model, s).double().item() for s in samples) / count
+
+
+@torch.no_grad()
+def greedy(model, prompt, max_new_tokens):
+    """Continuation of a prompt, without a cache; ends with the model's end token where that comes."""
+    tokens = []
+    while len(tokens) < max_new_tokens:
+        tokens.append(int(logits(model, prompt + tokens)[-1].argmax()))
+        if tokens[-1] == model.config.eos_token_id:
+            break
+    return tokens
+
+
+def backward(model, batch):
+    """Loss of a global batch (sum over its trained tokens / their number); gradients are left in .grad."""
+    count = sum(len(s.targets()) for s in batch)
+    total = 0.0
+    for sample in batch:
+        loss = loss_sum(model, sample)
+        if loss.requires_grad:
+            (loss / count).backward()
+        total += loss.double().item()
+    return total / count
+
+
+def _scheduler(optimizer, optim, steps):
+    warmup = optim["warmup_steps"]
+    if optim["schedule"] == "constant":
+        return get_constant_schedule_with_warmup(optimizer, warmup)
+    if optim["schedule"] == "linear":
+        return get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+
+
+def batches(samples, global_batch, steps):
+    for k in range(steps):
+        yield [samples[(k * global_batch + i) % len(samples)] for i in range(global_batch)]
+
+
+def train(model, samples, optim, steps):
+    """Yields one record a step, with the gradients before clipping under `gradients` in the first."""
+    parameters = trained(model)
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=optim["lr"],
+        betas=tuple(optim["betas"]),
+        eps=optim["eps"],
+        weight_decay=optim["weight_decay"],
+    )
+    scheduler = _scheduler(optimizer, optim, steps)
+    for step, batch in enumerate(batches(samples, optim["global_batch"], steps), start=1):
+        optimizer.zero_grad()
+        loss = backward(model, batch)
+        record = dict(step=step, loss=loss, lr=scheduler.get_last_lr()[0])
+        record["tokens"] = sum(len(s.ids) for s in batch)
+        record["trained_tokens"] = sum(len(s.targets()) for s in batch)
+        if step == 1:
+            record["gradients"] = {name: p.grad.clone() for name, p in parameters.items()}
+        limit = optim["clip_norm"] or float("inf")
+        record["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters.values(), limit).item()
+        optimizer.step()
+        scheduler.step()
+        yield record

@@ -1,0 +1,145 @@
+"""Ten steps of training equal HF transformers + PEFT's: every model variant, adapter, layout, schedule and way to cut a batch."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import prepared_data
+from compare import (
+    BFLOAT16_GRAD_NORM_RELATIVE,
+    BFLOAT16_LOSS_RELATIVE,
+    LOSS_RELATIVE,
+    check_final_adapter,
+    check_steps,
+    relative,
+)
+from graft_program import GOLDENS, Golden, metrics, recipe, run
+from variants import MODELS
+
+
+def train_and_check(name, output, **sections):
+    golden = Golden(name)
+    run("train", recipe(golden, output, **sections), output)
+    check_steps(metrics(output, "train"), golden.numbers["steps"])
+    check_final_adapter(output / "adapter", golden)
+    return golden
+
+
+# The full cross product would only repeat the same code: each row here takes one new way through it.
+ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in MODELS] + [
+    pytest.param("gqa_lora_qv", 1, id="q,v rslora cosine"),
+    pytest.param("gqa_lora_upper", 3, id="upper layers"),
+    pytest.param("gqa_red", 4, id="RED"),
+    pytest.param("biases_red", 3, id="RED on a biased linear"),
+]
+
+
+@pytest.mark.parametrize("name, micro_batch", ONE_RANK)
+def test_one_rank(name, micro_batch, tmp_path):
+    train_and_check(name, tmp_path, optim=dict(micro_batch=micro_batch))
+
+
+LAYOUTS = [
+    # case, data, pipeline, schedule, micro_batch
+    ("gqa_lora", 2, 1, "1f1b", 1),
+    ("gqa_red", 2, 1, "1f1b", 2),
+    ("gqa_lora", 1, 2, "gpipe", 1),
+    ("gqa_lora", 1, 2, "gpipe", 3),  # the last micro-batch is smaller
+    ("gqa_lora", 1, 2, "1f1b", 1),
+    ("gqa_lora", 1, 2, "1f1b", 3),
+    ("gqa_lora", 1, 2, "interleaved", 1),
+    ("tied_lora", 1, 2, "1f1b", 2),  # embedding and head of one tensor, on two stages
+    ("tied_red", 1, 2, "1f1b", 1),
+    ("gqa_lora_upper", 1, 2, "1f1b", 1),  # the first stage trains nothing
+    ("gqa_lora_lower", 1, 2, "gpipe", 1),  # the last stage trains nothing, yet gradients cross it
+    ("gqa_lora", 2, 2, "1f1b", 1),
+    ("tied_lora", 2, 2, "gpipe", 2),
+    ("gqa_lora", 1, 4, "1f1b", 1),
+    ("gqa_red", 1, 4, "gpipe", 1),
+    ("gqa_lora_upper", 1, 4, "1f1b", 1),
+]
+
+
+@pytest.mark.parametrize("name, data, pipeline, schedule, micro_batch", LAYOUTS)
+def test_layout(name, data, pipeline, schedule, micro_batch, tmp_path):
+    train_and_check(
+        name,
+        tmp_path,
+        parallel=dict(data=data, pipeline=pipeline, schedule=schedule),
+        optim=dict(micro_batch=micro_batch),
+    )
+
+
+@pytest.mark.parametrize("split", [[1, 3], [3, 1]])
+def test_manual_split(split, tmp_path):
+    train_and_check("gqa_lora", tmp_path, parallel=dict(pipeline=2, split=split))
+
+
+def test_recompute(tmp_path):
+    train_and_check("gqa_lora", tmp_path, model=dict(recompute="layer"))
+
+
+def test_recompute_above_a_frozen_prefix(tmp_path):
+    train_and_check("gqa_lora_upper", tmp_path, model=dict(recompute="layer"))
+
+
+def first_fit_decreasing(lengths, row_length):
+    rows = []
+    for length in sorted(lengths, reverse=True):
+        row = next((i for i, used in enumerate(rows) if used + length <= row_length), None)
+        if row is None:
+            rows.append(length)
+        else:
+            rows[row] += length
+    return len(rows)
+
+
+@pytest.mark.parametrize("data, pipeline", [(1, 1), (2, 1), (1, 2)])
+def test_packing(data, pipeline, tmp_path):
+    """A batch of all rows of the epoch holds every sample once, so its loss is the loss of the unpacked epoch."""
+    samples = prepared_data.read(GOLDENS / "data" / "train")
+    row_length = next(
+        n for n in range(44, 100) if first_fit_decreasing([len(s.ids) for s in samples], n) % 2 == 0
+    )
+    rows = first_fit_decreasing([len(s.ids) for s in samples], row_length)
+    assert rows < len(samples)
+    train_and_check(
+        "gqa_lora_epoch",
+        tmp_path,
+        data=dict(packing=True, row_length=row_length),
+        optim=dict(global_batch=rows, micro_batch=1),
+        parallel=dict(data=data, pipeline=pipeline),
+    )
+
+
+def test_evaluation_during_training(tmp_path):
+    golden = train_and_check("gqa_lora", tmp_path, eval=dict(every=10))
+    last = metrics(tmp_path, "eval")[-1]
+    assert last["step"] == 10
+    assert relative(last["loss"], golden.numbers["eval_after"]) <= LOSS_RELATIVE
+
+
+@pytest.mark.parametrize("name, pipeline", [("gqa_lora", 1), ("gqa_lora", 2), ("gqa_red", 1)])
+def test_bfloat16(name, pipeline, bfloat16_steps, tmp_path):
+    """Against HF in bfloat16 with float32 adapters, which is what PEFT does too."""
+    golden = Golden(name)
+    sections = dict(model=dict(dtype="bfloat16"), parallel=dict(pipeline=pipeline))
+    run("train", recipe(golden, tmp_path, **sections), tmp_path)
+    check_steps(
+        metrics(tmp_path, "train"),
+        bfloat16_steps(name),
+        BFLOAT16_LOSS_RELATIVE,
+        BFLOAT16_GRAD_NORM_RELATIVE,
+    )
+
+
+def test_red_scales_move_under_a_bfloat16_backbone(tmp_path):
+    """Stored in bfloat16, scales near one would not move at all by steps of this size."""
+    keys = recipe(Golden("gqa_red"), tmp_path, model=dict(dtype="bfloat16"))
+    keys["adapter"] = dict(method="red")
+    keys["optim"] |= dict(schedule="constant", warmup_steps=0, lr=1e-3, steps=20)
+    run("train", keys, tmp_path)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    moved = torch.cat([v - 1 for n, v in tensors.items() if n.endswith("red_scale")]).abs()
+    assert (moved > 0).float().mean() >= 0.99
+    assert moved.max() >= 5e-3

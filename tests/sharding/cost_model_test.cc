@@ -1,0 +1,122 @@
+// Against the numbers printed in performance.md 1.
+#include "sharding/cost_model.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/sharding/shapes.h"
+
+namespace graft::sharding {
+namespace {
+
+TEST(CostModel, MatmulParameters) {
+  EXPECT_NEAR(MatmulParameters(SmolLM135M()), 0.1345e9, 0.00005e9);
+  EXPECT_NEAR(MatmulParameters(Llama2_7B()), 6.607e9, 0.0005e9);
+  EXPECT_NEAR(MatmulParameters(Llama3_8B()), 7.505e9, 0.0005e9);
+  EXPECT_NEAR(MatmulParameters(Llama3_70B()), 69.50e9, 0.005e9);
+  EXPECT_NEAR(MatmulParameters(Llama3_405B()), 403.7e9, 0.05e9);
+}
+
+TEST(CostModel, AllParametersEqualThePublishedCounts) {
+  const models::ModelConfig smol = SmolLM135M();
+  EXPECT_EQ(smol.num_layers * LayerParameters(smol) + HeadParameters(smol), 134515008);
+  const models::ModelConfig llama = Llama2_7B();
+  EXPECT_EQ(llama.num_layers * LayerParameters(llama) + HeadParameters(llama) +
+                EmbeddingParameters(llama),
+            6738415616);
+  // Qwen2-0.5B: biases on q, k, v.
+  models::ModelConfig qwen = Shape(896, 24, 14, 2, 4864, 151936, true);
+  qwen.qkv_bias = true;
+  EXPECT_EQ(qwen.num_layers * LayerParameters(qwen) + HeadParameters(qwen), 494032768);
+}
+
+TEST(CostModel, FlopPerToken) {
+  const models::ModelConfig smol = SmolLM135M();
+  WorkShape work;
+  work.sequence_length = 256;
+  work.adapter_parameters = LoraParameters(smol, 8);
+  EXPECT_EQ(work.adapter_parameters, 2442240);
+  EXPECT_NEAR(TrainingFlopPerToken(smol, work), 0.584e9, 0.0005e9);
+
+  const double p = static_cast<double>(MatmulParameters(smol));
+  const double a = 2.0 * 256 * 576 * 30;
+  work.adapter_parameters = 0;
+  EXPECT_DOUBLE_EQ(TrainingFlopPerToken(smol, work), 4 * p + 3.5 * a);
+  work.recompute = true;
+  const double head = static_cast<double>(HeadMatmulParameters(smol));
+  EXPECT_DOUBLE_EQ(TrainingFlopPerToken(smol, work), 6 * p + 4.5 * a - 2 * head);
+}
+
+TEST(CostModel, FrozenPrefixSavesAboutHalfOfItsShare) {
+  const models::ModelConfig config = Llama2_7B();
+  WorkShape work;
+  work.sequence_length = 512;
+  const double all = TrainingFlopPerToken(config, work);
+  for (int k : {8, 16, 24, 32}) {
+    work.first_trained_layer = k;
+    EXPECT_NEAR(TrainingFlopPerToken(config, work) / all, 1 - k / 64.0, 0.02) << k;
+  }
+}
+
+TEST(CostModel, HeadShareOfFlop) {
+  auto share = [](const models::ModelConfig& config) {
+    WorkShape with, without;
+    without.head_share = 0;
+    return 1 - TrainingFlopPerToken(config, without) / TrainingFlopPerToken(config, with);
+  };
+  EXPECT_NEAR(share(SmolLM135M()), 0.21, 0.005);
+  EXPECT_NEAR(share(Llama3_8B()), 0.07, 0.005);
+  EXPECT_NEAR(share(Llama2_7B()), 0.02, 0.005);
+}
+
+TEST(CostModel, LeanBytesPerTokenAndLayer) {
+  EXPECT_NEAR(LeanElementBytes(SmolLM135M(), 2), 11.5e3, 50);
+  EXPECT_NEAR(LeanElementBytes(Llama2_7B(), 2), 93.2e3, 50);
+  EXPECT_NEAR(LeanElementBytes(Llama3_8B(), 2), 94.2e3, 50);
+  EXPECT_NEAR(LeanElementBytes(Llama3_70B(), 2), 184e3, 500);
+  EXPECT_NEAR(LeanElementBytes(Llama3_405B(), 2), 348e3, 500);
+}
+
+TEST(CostModel, MemoryOfOneRank) {
+  const models::ModelConfig smol = SmolLM135M();
+  RankPart part;
+  part.layers = part.trained_layers = 30;
+  part.embed = part.head = true;
+  part.adapter_parameters = 2442240;
+  part.in_flight = 1;
+  MemoryShape shape;
+  shape.element_bytes = 4;
+  shape.micro_batch_tokens = 1024;
+  const RankMemory memory = MemoryOfRank(smol, part, shape);
+  EXPECT_EQ(memory.frozen, 4.0 * 134515008);  // the tied table once
+  EXPECT_EQ(memory.adapters, 16.0 * 2442240);
+  EXPECT_EQ(memory.activations, 1024.0 * 30 * (2 * 11520 + 44));
+  EXPECT_EQ(memory.boundaries, 0);
+  EXPECT_EQ(memory.head, 341.0 * 49152 * 8);  // 64 MiB of logits
+
+  part.in_flight = 4;
+  shape.recompute = true;
+  shape.boundaries = true;
+  const RankMemory recomputed = MemoryOfRank(smol, part, shape);
+  EXPECT_EQ(recomputed.activations, 4.0 * 1024 * 30 * 4 * 576 + 1024.0 * (2 * 11520 + 44));
+  EXPECT_EQ(recomputed.boundaries, 4.0 * 1024 * 576 * 4);
+
+  shape.element_bytes = 2;
+  shape.packed_twice = true;
+  const double matmul = static_cast<double>(MatmulParameters(smol));
+  part.embed = false;
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576));
+}
+
+TEST(CostModel, Traffic) {
+  const int64_t parameters = LoraParameters(Llama2_7B(), 16);
+  EXPECT_NEAR(4.0 * static_cast<double>(parameters), 160e6, 0.5e6);
+  EXPECT_NEAR(AllReduceSeconds(parameters, 8, {380e9, 0}), 0.7e-3, 0.05e-3);
+  EXPECT_NEAR(AllReduceSeconds(parameters, 8, {45e9, 0}), 6e-3, 0.5e-3);
+  EXPECT_NEAR(AllReduceSeconds(parameters, 8, {1.1e9, 0}), 255e-3, 2e-3);
+  EXPECT_EQ(AllReduceSeconds(parameters, 1, {1, 1}), 0);
+  EXPECT_DOUBLE_EQ(AllReduceSeconds(0, 4, {1, 0.5}), 3.0);
+  EXPECT_NEAR(static_cast<double>(BoundaryBytes(Llama2_7B(), 4096, 2)), 33.6e6, 0.1e6);
+}
+
+}  // namespace
+}  // namespace graft::sharding

@@ -1,0 +1,305 @@
+#include "trainer/config.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "base/text.h"
+#include "base/yaml_tree.h"
+
+namespace graft::trainer {
+namespace {
+
+constexpr int64_t kMaxRecipeBytes = int64_t{1} << 20;
+// Keys of interfaces.md 2 that several methods share: in a recipe for one that has no use for it
+// they draw a warning.
+constexpr const char* kSharedKeys[] = {"sites", "rank", "alpha", "dropout", "setting"};
+
+// The one list of sections, in printing order. `adapter` is special where the method's keys join
+// it.
+struct SectionRow {
+  const char* name;
+  void (*visit)(Recipe& recipe, FieldVisitor& visitor);
+};
+constexpr SectionRow kSections[] = {
+    {"run", [](Recipe& r, FieldVisitor& v) { r.run.Visit(v); }},
+    {"model", [](Recipe& r, FieldVisitor& v) { r.model.Visit(v); }},
+    {"task", [](Recipe& r, FieldVisitor& v) { r.task.Visit(v); }},
+    {"data", [](Recipe& r, FieldVisitor& v) { r.data.Visit(v); }},
+    {"adapter", [](Recipe& r, FieldVisitor& v) { r.adapter.Visit(v); }},
+    {"parallel", [](Recipe& r, FieldVisitor& v) { r.parallel.Visit(v); }},
+    {"optim", [](Recipe& r, FieldVisitor& v) { r.optim.Visit(v); }},
+    {"checkpoint", [](Recipe& r, FieldVisitor& v) { r.checkpoint.Visit(v); }},
+    {"eval", [](Recipe& r, FieldVisitor& v) { r.eval.Visit(v); }},
+    {"log", [](Recipe& r, FieldVisitor& v) { r.log.Visit(v); }},
+    {"watchdog", [](Recipe& r, FieldVisitor& v) { r.watchdog.Visit(v); }},
+    {"generate", [](Recipe& r, FieldVisitor& v) { r.generate.Visit(v); }},
+    {"export", [](Recipe& r, FieldVisitor& v) { r.export_.Visit(v); }},
+};
+
+bool IsAdapter(const SectionRow& section) { return std::string(section.name) == "adapter"; }
+
+absl::Status KeyError(const Recipe& recipe, const std::string& key, const std::string& what) {
+  return RecipeError(absl::StrCat(Printable(recipe.origin, 512), ": ", key, ": ", what));
+}
+
+// A layer "7" or a range "0-11".
+bool ParseRange(const std::string& text, int64_t* first, int64_t* last) {
+  static constexpr int64_t kMaxLayers = 1'000'000;
+  const std::size_t dash = text.find('-', 1);
+  const bool is_range = dash != std::string::npos;
+  if (!ParseInt(text.substr(0, dash), first)) return false;
+  if (!ParseInt(is_range ? text.substr(dash + 1) : text, last)) return false;
+  return *first >= 0 && *first <= *last && *last < kMaxLayers;
+}
+
+// The adapter section: the common keys, then the method's own.
+absl::Status ReadAdapter(const YamlNode* node, const MethodKeys& methods, Recipe* recipe) {
+  if (node == nullptr) return absl::OkStatus();
+  YamlReader reader(node, "adapter");
+  recipe->adapter.Visit(reader);
+  const YamlNode* const method_node = node->Find("method");
+  if (node->kind == YamlNode::Kind::kScalar || node->kind == YamlNode::Kind::kList) {
+    return reader.Finish();
+  }
+  if (method_node == nullptr) {
+    return RecipeError(absl::StrCat(node->origin, ": adapter.method: missing, must be one of ",
+                                    JoinNames(methods.names)));
+  }
+  if (method_node->kind != YamlNode::Kind::kScalar) return reader.Finish();
+  absl::StatusOr<VisitFunction> visit = methods.visit(recipe->adapter.method);
+  if (!visit.ok()) {
+    return Annotate(visit.status(), absl::StrCat(method_node->origin, ": adapter.method"));
+  }
+  (*visit)(reader);
+  for (const char* key : kSharedKeys) {
+    if (reader.HasAsked(key)) continue;
+    const std::string where = reader.Accept(key);
+    if (where.empty()) continue;
+    recipe->warnings.push_back(absl::StrCat(where, ": adapter.", key, ": method ",
+                                            recipe->adapter.method, " does not use it"));
+  }
+  recipe->method_fields = ListFields(*visit);
+  return reader.Finish();
+}
+
+absl::Status ReadSections(const YamlNode& root, const MethodKeys& methods, Recipe* recipe) {
+  if (root.kind != YamlNode::Kind::kMap) {
+    return RecipeError(
+        absl::StrCat(root.origin.empty() ? Printable(recipe->origin, 512) : root.origin, ": found ",
+                     root.Describe(), ", must be a map of sections"));
+  }
+  std::vector<std::string> names;
+  for (const SectionRow& section : kSections) names.emplace_back(section.name);
+  for (const auto& [name, node] : root.fields) {
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    return RecipeError(absl::StrCat(node.origin, ": ", Printable(name), ": unknown section",
+                                    DidYouMean(name, names), "; known: ", JoinNames(names)));
+  }
+  for (const SectionRow& section : kSections) {
+    const YamlNode* const node = root.Find(section.name);
+    if (IsAdapter(section)) {
+      GRAFT_RETURN_IF_ERROR(ReadAdapter(node, methods, recipe));
+      continue;
+    }
+    YamlReader reader(node, section.name);
+    section.visit(*recipe, reader);
+    GRAFT_RETURN_IF_ERROR(reader.Finish());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateParallel(const Recipe& recipe) {
+  const ParallelSection& parallel = recipe.parallel;
+  if (parallel.shard_weights) {
+    return KeyError(recipe, "parallel.shard_weights", "found true, only false is supported");
+  }
+  if (recipe.optim.global_batch % parallel.data != 0) {
+    return KeyError(recipe, "optim.global_batch",
+                    absl::StrCat("found ", recipe.optim.global_batch,
+                                 ", must be divisible by parallel.data (", parallel.data, ")"));
+  }
+  if (parallel.split == std::vector<std::string>{"auto"}) return absl::OkStatus();
+  const auto parts = static_cast<std::size_t>(parallel.pipeline * parallel.parts_per_stage());
+  if (parallel.split.size() != parts) {
+    return KeyError(recipe, "parallel.split",
+                    absl::StrCat("found ", parallel.split.size(), " values, must be auto or ",
+                                 parts, " numbers of layers"));
+  }
+  for (const std::string& part : parallel.split) {
+    int64_t layers = 0;
+    if (!ParseInt(part, &layers) || layers < 1 || layers > 1024) {
+      return KeyError(recipe, "parallel.split",
+                      absl::StrCat("found `", Printable(part),
+                                   "`, must be auto or numbers of layers from 1 to 1024"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateOptim(const Recipe& recipe) {
+  const OptimSection& optim = recipe.optim;
+  if (optim.betas.size() != 2 || optim.betas[0] >= 1 || optim.betas[1] >= 1) {
+    return KeyError(recipe, "optim.betas",
+                    "must be two numbers from 0.0 up to, not including, 1.0");
+  }
+  return absl::OkStatus();
+}
+
+// What can be said without a model, a data set or the number of ranks.
+absl::Status Validate(const Recipe& recipe) {
+  GRAFT_RETURN_IF_ERROR(ValidateParallel(recipe));
+  GRAFT_RETURN_IF_ERROR(ValidateOptim(recipe));
+  if (!recipe.model.path.empty() && !recipe.model.shape.empty()) {
+    return KeyError(recipe, "model.shape", "given together with model.path, only one is allowed");
+  }
+  if (recipe.eval.every > 0 && recipe.data.eval.empty()) {
+    return KeyError(recipe, "data.eval", "missing, eval.every needs it");
+  }
+  if (recipe.eval.patience > 0 && recipe.eval.every == 0) {
+    return KeyError(recipe, "eval.patience",
+                    absl::StrCat("found ", recipe.eval.patience, ", needs eval.every above 0"));
+  }
+  for (const std::string& part : recipe.adapter.layers) {
+    int64_t first = 0, last = 0;
+    const bool is_all = part == "all" && recipe.adapter.layers.size() == 1;
+    if (!is_all && !ParseRange(part, &first, &last)) {
+      return KeyError(recipe, "adapter.layers",
+                      absl::StrCat("found `", Printable(part),
+                                   "`, must be all, or layer numbers and ranges such as 0-11"));
+    }
+  }
+  if (recipe.adapter.layers.empty()) {
+    return KeyError(recipe, "adapter.layers", "found an empty list, must name a layer or all");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<int> ParallelSection::split_sizes() const {
+  std::vector<int> sizes;
+  for (const std::string& part : split) {
+    int64_t layers = 0;
+    if (ParseInt(part, &layers)) sizes.push_back(static_cast<int>(layers));
+  }
+  return sizes;
+}
+
+absl::StatusOr<Recipe> ParseRecipe(const std::string& yaml, const std::string& origin,
+                                   const std::vector<std::string>& overrides,
+                                   const MethodKeys& methods) {
+  GRAFT_ASSIGN_OR_RETURN(YamlNode root, ParseYaml(yaml, origin));
+  std::set<std::string> given;
+  for (const std::string& assignment : overrides) {
+    GRAFT_RETURN_IF_ERROR(ApplyOverride(assignment, &root));
+    const std::string key = assignment.substr(0, assignment.find('='));
+    if (!given.insert(key).second) {
+      return UsageError(absl::StrCat("command line: ", Printable(key), " is given twice"));
+    }
+  }
+  Recipe recipe;
+  recipe.origin = origin;
+  GRAFT_RETURN_IF_ERROR(ReadSections(root, methods, &recipe));
+  if (recipe.run.output.empty()) recipe.run.output = absl::StrCat("runs/", recipe.run.name);
+  GRAFT_RETURN_IF_ERROR(Validate(recipe));
+  return recipe;
+}
+
+absl::StatusOr<Recipe> LoadRecipe(const std::string& path,
+                                  const std::vector<std::string>& overrides,
+                                  const MethodKeys& methods) {
+  ReadOptions options;
+  options.follow_links = true;  // the user named this file
+  const absl::StatusOr<std::string> yaml = ReadFile(path, kMaxRecipeBytes, options);
+  if (!yaml.ok()) {
+    return KindOf(yaml.status()) == ErrorKind::kInput
+               ? RecipeError(std::string(yaml.status().message()))
+               : yaml.status();
+  }
+  return ParseRecipe(*yaml, path, overrides, methods);
+}
+
+absl::Status RequireKeys(const Recipe& recipe, const std::vector<std::string>& keys,
+                         const std::string& command) {
+  const FieldList fields = ResolvedFields(recipe);
+  for (const std::string& key : keys) {
+    const bool is_model = key == "model";
+    bool present = false;
+    for (const auto& [name, value] : fields) {
+      const bool wanted = is_model ? name == "model.path" || name == "model.shape" : name == key;
+      present = present || (wanted && value != "\"\"");
+    }
+    if (!present) {
+      return KeyError(recipe, is_model ? "model.path" : key,
+                      absl::StrCat("missing, `graft ", command, "` needs it"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateWorld(const Recipe& recipe, int world_size) {
+  if (recipe.parallel.world() == world_size) return absl::OkStatus();
+  return KeyError(
+      recipe, "parallel.data",
+      absl::StrCat("data x pipeline = ", recipe.parallel.data, " x ", recipe.parallel.pipeline,
+                   " = ", recipe.parallel.world(), ", must equal the number of ranks, which is ",
+                   world_size, world_size == 1 ? " (started without mpirun or srun?)" : ""));
+}
+
+absl::StatusOr<std::vector<int>> AdapterLayers(const Recipe& recipe, int num_layers) {
+  std::set<int> layers;
+  for (const std::string& part : recipe.adapter.layers) {
+    int64_t first = 0, last = num_layers - 1;
+    if (part != "all" && (!ParseRange(part, &first, &last) || last >= num_layers)) {
+      return KeyError(recipe, "adapter.layers",
+                      absl::StrCat("found `", Printable(part), "`, the model has layers 0 to ",
+                                   num_layers - 1));
+    }
+    for (int64_t layer = first; layer <= last; ++layer) layers.insert(static_cast<int>(layer));
+  }
+  return std::vector<int>(layers.begin(), layers.end());
+}
+
+absl::Status ApplyMethodFields(const Recipe& recipe, const VisitFunction& visit) {
+  return ReadFieldList(recipe.method_fields, recipe.origin, visit);
+}
+
+FieldList ResolvedFields(const Recipe& recipe) {
+  Recipe copy = recipe;  // visitors may write
+  FieldList all;
+  for (const SectionRow& section : kSections) {
+    if (IsAdapter(section) && recipe.adapter.method.empty()) continue;
+    FieldList fields = ListFields([&](FieldVisitor& visitor) { section.visit(copy, visitor); });
+    if (IsAdapter(section)) {
+      fields.insert(fields.end(), recipe.method_fields.begin(), recipe.method_fields.end());
+    }
+    for (const auto& [name, value] : fields) {
+      all.emplace_back(absl::StrCat(section.name, ".", name), value);
+    }
+  }
+  return all;
+}
+
+std::string RecipeYaml(const Recipe& recipe) { return YamlOf(ResolvedFields(recipe)); }
+
+std::string RecipeHelp(const MethodKeys& methods) {
+  Recipe defaults;
+  std::string text;
+  for (const SectionRow& section : kSections) {
+    absl::StrAppend(&text, section.name, ":\n", HelpOf(section.name, [&](FieldVisitor& visitor) {
+      section.visit(defaults, visitor);
+    }));
+  }
+  for (const std::string& name : methods.names) {
+    const absl::StatusOr<VisitFunction> visit = methods.visit(name);
+    if (!visit.ok()) continue;
+    absl::StrAppend(&text, "adapter, method: ", name, ":\n", HelpOf("adapter", *visit));
+  }
+  return text;
+}
+
+}  // namespace graft::trainer

@@ -1,0 +1,137 @@
+// The keys of every recipe section: name, meaning, range.
+#include "trainer/config.h"
+
+namespace graft::trainer {
+namespace {
+
+constexpr double kMaxSeconds = 1e7;
+constexpr double kMaxRate = 1e3;
+constexpr int64_t kMaxCount = int64_t{1} << 40;
+constexpr int64_t kMaxRanks = 1 << 20;
+
+}  // namespace
+
+void RunSection::Visit(FieldVisitor& v) {
+  v.Text({"name", "name of the run, shown in logs and reports"}, &name);
+  v.Text({"output", "folder that the run writes; unset = runs/NAME"}, &output);
+  v.Int({"seed", "seed of every random draw"}, &seed);
+  v.Bool({"core", "allow core dumps"}, &core);
+}
+
+void ModelSection::Visit(FieldVisitor& v) {
+  v.Text({"path", "HF model folder (config.json and safetensors)"}, &path);
+  v.Text({"shape", "instead of path: a named shape with synthetic weights, for measurements"},
+         &shape);
+  v.Text({"dtype", "number type of the frozen weights and activations"}, &dtype,
+         {"float32", "bfloat16"});
+  v.Text({"quantize", "how the frozen weights are kept in memory"}, &quantize, {"none"});
+  v.Text(
+      {"recompute", "layer = run each layer's forward again in the backward pass to save memory"},
+      &recompute, {"none", "layer"});
+  v.Bool({"follow_links", "allow links that leave the model folder"}, &follow_links);
+}
+
+void TaskSection::Visit(FieldVisitor& v) {
+  v.Text({"type", "what is learnt"}, &type, {"causal_lm"});
+}
+
+void DataSection::Visit(FieldVisitor& v) {
+  v.Text({"train", "prepared data set to train on (launch/prepare.py data)"}, &train);
+  v.Text({"eval", "prepared data set to evaluate on, or whose prompts are answered"}, &eval);
+  v.Bool({"shuffle", "another order of the samples in every epoch"}, &shuffle);
+  v.Bool({"packing", "put several samples into one row of row_length tokens"}, &packing);
+  v.Int({"row_length", "tokens of a packed row; 0 = max_length of the data set"}, &row_length, 0,
+        int64_t{1} << 24);
+  v.Int({"max_samples", "use only the first samples; 0 = all"}, &max_samples, 0, kMaxCount);
+}
+
+void AdapterSection::Visit(FieldVisitor& v) {
+  v.Text({"method", "what is trained"}, &method);
+  v.TextList({"layers", "all, or a list of layer numbers and ranges such as 0-11"}, &layers);
+  v.Text({"init_from", "adapter folder to start from, or to evaluate"}, &init_from);
+  v.Text({"compute_dtype", "number type of the adapter's matrix products"}, &compute_dtype,
+         {"model", "float32"});
+  v.Text({"backbone_dropout", "model = the dropout probabilities of config.json"},
+         &backbone_dropout, {"none", "model"});
+  v.Begin({"head", "task head of classification and regression"});
+  v.Bool({"train", "train the task head"}, &head_train);
+  v.Real({"dropout", "dropout in the task head"}, &head_dropout, 0.0, 0.99);
+  v.End();
+}
+
+void ParallelSection::Visit(FieldVisitor& v) {
+  v.Int({"data", "replicas that share a global batch; data x pipeline = number of ranks"}, &data, 1,
+        kMaxRanks);
+  v.Int({"pipeline", "stages that the layers are cut into"}, &pipeline, 1, kMaxRanks);
+  v.Text({"schedule", "order of micro-batches in the pipeline"}, &schedule,
+         {"1f1b", "gpipe", "interleaved"});
+  v.Int({"chunks", "parts of each stage with the interleaved schedule"}, &chunks, 1, 64);
+  v.TextList({"split", "auto = by cost, or the number of layers of each stage"}, &split);
+  v.Bool({"shard_weights", "share the frozen weights among the replicas of a stage"},
+         &shard_weights);
+  v.Text({"device", "where the tensors live; auto = cuda when there is a GPU for each rank"},
+         &device, {"auto", "cpu", "cuda"});
+  v.Text({"backend", "how ranks talk; auto = nccl on GPUs, else mpi"}, &backend,
+         {"auto", "mpi", "nccl"});
+  v.Int({"threads", "CPU threads of each rank; 0 = cores / ranks on the node"}, &threads, 0, 4096);
+}
+
+void OptimSection::Visit(FieldVisitor& v) {
+  v.Text({"name", "optimizer"}, &name, {"adamw"});
+  v.Real({"lr", "peak learning rate"}, &lr, 0.0, kMaxRate);
+  v.RealList({"betas", "decay rates of the two moments"}, &betas, 0.0, 1.0);
+  v.Real({"eps", "added to the root of the second moment"}, &eps, 0.0, 1.0);
+  v.Real({"weight_decay", "decoupled weight decay"}, &weight_decay, 0.0, kMaxRate);
+  v.Real({"clip_norm", "largest global L2 norm of the gradients; 0 = off"}, &clip_norm, 0.0, 1e9);
+  v.Text({"schedule", "how the learning rate runs after the warm-up"}, &schedule,
+         {"constant", "linear", "cosine"});
+  v.Int({"warmup_steps", "steps in which the learning rate rises from 0"}, &warmup_steps, 0,
+        kMaxCount);
+  v.Int({"steps", "steps of the run; 0 = from epochs"}, &steps, 0, kMaxCount);
+  v.Int({"epochs", "passes over the data set when steps is 0"}, &epochs, 1, 1'000'000);
+  v.Int({"global_batch", "samples (packed rows) of one step over all ranks"}, &global_batch, 1,
+        int64_t{1} << 24);
+  v.Int({"micro_batch", "samples that go through the model together on one rank"}, &micro_batch, 1,
+        int64_t{1} << 24);
+}
+
+void CheckpointSection::Visit(FieldVisitor& v) {
+  v.Int({"every", "steps between checkpoints; 0 = only at the end"}, &every, 0, kMaxCount);
+  v.Int({"keep", "newest checkpoints that are kept"}, &keep, 1, 1'000'000);
+  v.Text({"resume", "auto = go on from the newest one, never, or a checkpoint folder"}, &resume);
+  v.Bool({"async", "write checkpoints beside the training"}, &async);
+}
+
+void EvalSection::Visit(FieldVisitor& v) {
+  v.Int({"every", "steps between evaluations on data.eval; 0 = none"}, &every, 0, kMaxCount);
+  v.Text({"metric", "which metric makes an adapter the best one"}, &metric);
+  v.Int({"patience", "stop after so many evaluations without a better one; 0 = off"}, &patience, 0,
+        kMaxCount);
+}
+
+void LogSection::Visit(FieldVisitor& v) {
+  v.Int({"every", "steps between log lines; metrics.jsonl has every step"}, &every, 1, kMaxCount);
+}
+
+void WatchdogSection::Visit(FieldVisitor& v) {
+  v.Real({"setup_seconds", "longest set-up phase; 0 = automatic"}, &setup_seconds, 0, kMaxSeconds);
+  v.Real({"step_seconds", "longest step; 0 = automatic"}, &step_seconds, 0, kMaxSeconds);
+  v.Real({"save_seconds", "longest save; 0 = automatic"}, &save_seconds, 0, kMaxSeconds);
+  v.Real({"exit_seconds", "longest way out; 0 = automatic"}, &exit_seconds, 0, kMaxSeconds);
+}
+
+void GenerateSection::Visit(FieldVisitor& v) {
+  v.Int({"max_new_tokens", "longest answer in tokens"}, &max_new_tokens, 1, int64_t{1} << 24);
+  v.Real({"temperature", "0 = greedy, else divides the logits before sampling"}, &temperature, 0,
+         1e3);
+  v.Real({"top_p", "sample from the smallest set of tokens with this probability"}, &top_p, 0, 1);
+  v.Int({"beams", "beams of the search"}, &beams, 1, 1);
+}
+
+void ExportSection::Visit(FieldVisitor& v) {
+  v.Text({"from", "checkpoint or adapter folder"}, &from);
+  v.Text({"to", "folder to write"}, &to);
+  v.Bool({"merge", "fold the adapter into the weights and write a whole model folder"}, &merge);
+}
+
+}  // namespace graft::trainer

@@ -1,0 +1,25 @@
+// Lays samples of a data set one after the other into the micro-batch that every stage sees, with
+// the targets already shifted, and counts tokens. Pure. No LibTorch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/micro_batch.h"
+#include "trainer/data/dataset.h"
+
+namespace graft::trainer {
+
+// Segments in the order of `samples`; positions restart at 0 in each. causal_lm: token t >= 1 of a
+// sample with loss_mask 1 is a target of row t - 1. Other kinds have no token targets: their task
+// head reads the labels. `step` counts from 1 (0 outside training), `index` is the micro-batch
+// inside the step.
+models::MicroBatch Collate(const Dataset& data, const std::vector<int64_t>& samples, int64_t step,
+                           int64_t index);
+
+// The divisor of a step's loss over all `samples` of the global batch (Dataset::trained_tokens).
+int64_t CountTrainedTokens(const Dataset& data, const std::vector<int64_t>& samples);
+// Tokens without padding (Dataset::total_tokens), for the metrics.
+int64_t CountTokens(const Dataset& data, const std::vector<int64_t>& samples);
+
+}  // namespace graft::trainer

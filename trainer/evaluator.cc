@@ -1,0 +1,47 @@
+#include "trainer/evaluator.h"
+
+#include <cmath>
+
+#include "comm/reducer.h"
+#include "trainer/data/batch_plan.h"
+#include "trainer/data/collate.h"
+
+namespace graft::trainer {
+namespace {
+
+// Micro-batches that lie in memory and in the pipeline at a time: enough to fill it, few enough to
+// hold a long data set.
+constexpr size_t kMicroBatchesPerRun = 64;
+
+}  // namespace
+
+std::vector<std::pair<std::string, double>> EvalResult::Metrics() const {
+  return {{"perplexity", std::exp(loss)}};
+}
+
+EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples,
+                    int64_t micro_batch) {
+  const std::vector<std::vector<int64_t>> share =
+      EvaluationMicroBatches(num_samples, micro_batch, model.grid().data, model.data_rank());
+  comm::ControlVector mine;
+  for (size_t begin = 0; begin < share.size(); begin += kMicroBatchesPerRun) {
+    std::vector<models::MicroBatch> batches;
+    for (size_t i = begin; i < std::min(share.size(), begin + kMicroBatchesPerRun); ++i) {
+      batches.push_back(Collate(data, share[i], /*step=*/0, static_cast<int64_t>(i)));
+      mine.samples += static_cast<double>(share[i].size());
+      mine.tokens += static_cast<double>(CountTokens(data, share[i]));
+      mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));
+    }
+    mine.loss_sum += model.executor().Evaluate(batches).loss_sum;
+  }
+  if (!model.is_last_stage()) mine = comm::ControlVector();
+  const comm::ControlVector total = comm::ReduceControl(model.world().all(), mine);
+  EvalResult result;
+  result.samples = static_cast<int64_t>(total.samples);
+  result.tokens = static_cast<int64_t>(total.tokens);
+  result.trained_tokens = static_cast<int64_t>(total.trained_tokens);
+  result.loss = total.trained_tokens > 0 ? total.loss_sum / total.trained_tokens : 0.0;
+  return result;
+}
+
+}  // namespace graft::trainer

@@ -1,0 +1,159 @@
+#include "trainer/generator.h"
+
+#include <memory>
+#include <utility>
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/philox.h"
+#include "base/status.h"
+#include "comm/agree.h"
+#include "models/backbone.h"
+#include "sharding/buffer.h"
+#include "trainer/data/batch_plan.h"
+
+namespace graft::trainer {
+namespace {
+
+constexpr int64_t kWidth = 16;   // sequences that run at a time
+constexpr int kHiddenTag = 100;  // + the virtual stage that takes the hidden state
+constexpr uint64_t kHeadSite = 34;
+
+// This rank's part of one forward pass with caches; hidden states go from each virtual stage to the
+// next.
+class PipelinedForward {
+ public:
+  explicit PipelinedForward(LoadedModel& model)
+      : model_(model), pipeline_(*model.groups().pipeline_group) {
+    for (int chunk = 0; chunk < model.stage().num_chunks(); ++chunk) {
+      caches_.push_back(model.stage().backbone(chunk).NewKvCache());
+    }
+  }
+
+  // Logits of `rows`, (rows, V) float32, on the last stage; undefined on the others.
+  torch::Tensor Run(const models::MicroBatch& batch, const std::vector<int64_t>& rows) {
+    torch::Tensor h, logits;
+    const sharding::Plan& plan = model_.plan();
+    for (size_t i = 0; i < plan.parts.size(); ++i) {
+      const sharding::StageChunk& part = plan.parts[i];
+      if (part.stage != pipeline_.rank()) continue;
+      models::SiteContext context;
+      context.batch = &batch;
+      models::Backbone& backbone = model_.stage().backbone(part.chunk);
+      h = part.embed ? backbone.Embed(context) : TakeHidden(plan, i, batch.num_rows(), h);
+      h = backbone.Layers(h, context, caches_[static_cast<size_t>(part.chunk)].get());
+      if (part.head)
+        logits = backbone.Logits(h, rows);
+      else
+        HandOn(plan, i, h);
+    }
+    return logits;
+  }
+
+  void Drop(const std::vector<int64_t>& sequences) {
+    for (const auto& cache : caches_) {
+      for (const int64_t sequence : sequences) cache->Drop(sequence);
+    }
+  }
+
+ private:
+  // `own`: what this rank made last, which is the input when the part before is its own too.
+  torch::Tensor TakeHidden(const sharding::Plan& plan, size_t part, int64_t rows,
+                           const torch::Tensor& own) {
+    const int from = plan.parts[part - 1].stage;
+    if (from == pipeline_.rank()) return own;
+    torch::Tensor h = at::empty({rows, model_.config().hidden_size}, model_.dtype());
+    pipeline_.Recv(sharding::BufferOf(h), from, kHiddenTag + static_cast<int>(part));
+    return h;
+  }
+
+  void HandOn(const sharding::Plan& plan, size_t part, const torch::Tensor& h) {
+    const int to = plan.parts[part + 1].stage;
+    if (to != pipeline_.rank())
+      pipeline_.Send(sharding::BufferOf(h.contiguous()), to,
+                     kHiddenTag + static_cast<int>(part) + 1);
+  }
+
+  LoadedModel& model_;
+  comm::Communicator& pipeline_;
+  std::vector<std::unique_ptr<models::KvCache>> caches_;  // by chunk
+};
+
+absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
+                                              const std::vector<std::vector<int64_t>>& samples) {
+  std::vector<Prompt> prompts;
+  for (const std::vector<int64_t>& batch : samples) {
+    for (const int64_t index : batch) {
+      const Sample sample = data.at(index);
+      const auto ids = sample.input_ids.first(static_cast<size_t>(sample.prompt_length));
+      if (ids.empty()) {
+        return InputError(absl::StrCat(data.folder(), ": prompt_lengths: sample ", index,
+                                       " has 0, `generate` needs at least 1"));
+      }
+      prompts.push_back({sample.sample_id, {ids.begin(), ids.end()}});
+    }
+  }
+  return prompts;
+}
+
+std::vector<int64_t> ChooseTokens(const torch::Tensor& logits, const DecodingQueue& queue,
+                                  const SamplingOptions& sampling) {
+  std::vector<int64_t> tokens;
+  for (size_t i = 0; i < queue.sequences().size(); ++i) {
+    const Continuation& sequence = queue.results()[static_cast<size_t>(queue.sequences()[i])];
+    const auto position = static_cast<int64_t>(sequence.prompt.size() + sequence.tokens.size());
+    tokens.push_back(
+        ChooseToken(logits[static_cast<int64_t>(i)], sampling, sequence.sample_id, position));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+int64_t ChooseToken(const torch::Tensor& logits, const SamplingOptions& options, int64_t sample_id,
+                    int64_t position) {
+  if (options.temperature <= 0) return at::argmax(logits).item<int64_t>();
+  const uint64_t key =
+      PhiloxKey(options.seed, RandomPurpose::kSampling, /*step=*/0, /*layer=*/0, kHeadSite);
+  const auto id = static_cast<uint64_t>(sample_id);
+  const PhiloxBlock draw = Philox(key, {static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32),
+                                        static_cast<uint32_t>(position), 0});
+  auto [probabilities, order] = at::softmax(logits.to(at::kDouble) / options.temperature, 0)
+                                    .sort(/*stable=*/true, 0, /*descending=*/true);
+  const torch::Tensor below = at::cumsum(probabilities, 0) - probabilities;
+  const int64_t kept = std::max<int64_t>(1, below.lt(options.top_p).sum().item<int64_t>());
+  const torch::Tensor cumulative = at::cumsum(probabilities.narrow(0, 0, kept), 0);
+  const double target = PhiloxUniform(draw[0]) * cumulative[kept - 1].item<double>();
+  const int64_t place = std::min(kept - 1, cumulative.le(target).sum().item<int64_t>());
+  return order[place].item<int64_t>();
+}
+
+absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dataset& data,
+                                                   int64_t num_samples, int64_t max_new_tokens,
+                                                   const SamplingOptions& sampling) {
+  const std::vector<std::vector<int64_t>> share =
+      EvaluationMicroBatches(num_samples, kWidth, model.grid().data, model.data_rank());
+  absl::StatusOr<std::vector<Prompt>> prompts = PromptsOf(data, share);
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(model.world().all(), prompts.status()));
+  const models::ModelConfig& config = model.config();
+  DecodingQueue queue(*std::move(prompts), {.max_new_tokens = max_new_tokens,
+                                            .max_positions = config.max_positions,
+                                            .end_tokens = config.eos_token_ids,
+                                            .width = kWidth});
+  at::NoGradGuard no_grad;
+  PipelinedForward forward(model);
+  comm::Communicator& pipeline = *model.groups().pipeline_group;
+  while (!queue.done()) {
+    const models::MicroBatch batch = queue.Next();
+    const torch::Tensor logits = forward.Run(batch, queue.rows());
+    std::vector<int64_t> tokens(queue.rows().size());
+    if (logits.defined()) tokens = ChooseTokens(logits, queue, sampling);
+    pipeline.Broadcast({.data = tokens.data(), .count = tokens.size(), .type = comm::DType::kInt64},
+                       pipeline.size() - 1);
+    forward.Drop(queue.Accept(tokens));
+  }
+  return queue.results();
+}
+
+}  // namespace graft::trainer

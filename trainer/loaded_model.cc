@@ -1,0 +1,181 @@
+#include "trainer/loaded_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "comm/agree.h"
+#include "sharding/adapter_folder.h"
+#include "sharding/gather.h"
+#include "trainer/threads.h"
+
+namespace graft::trainer {
+namespace {
+
+absl::Status Unsupported(const std::string& key, const std::string& found,
+                         const std::string& allowed) {
+  return RecipeError(
+      absl::StrCat(key, ": found \"", found, "\", this version supports: ", allowed));
+}
+
+absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenWeights(
+    const Recipe& recipe, const models::ModelConfig& config) {
+  if (recipe.model.path.empty())
+    return models::SyntheticWeights(config, static_cast<uint64_t>(recipe.run.seed));
+  models::SafetensorsFile::Options options;
+  options.follow_links = recipe.model.follow_links;
+  return models::OpenFolderWeights(recipe.model.path, options);
+}
+
+}  // namespace
+
+absl::Status CheckSupported(const Recipe& recipe) {
+  if (recipe.task.type != "causal_lm")
+    return Unsupported("task.type", recipe.task.type, "causal_lm");
+  if (recipe.model.quantize != "none")
+    return Unsupported("model.quantize", recipe.model.quantize, "none");
+  if (recipe.parallel.shard_weights) return Unsupported("parallel.shard_weights", "true", "false");
+  if (recipe.parallel.device == "cuda") return Unsupported("parallel.device", "cuda", "auto, cpu");
+  if (recipe.parallel.backend == "nccl") {
+    return RecipeError(
+        "parallel.backend: found nccl, which moves GPU memory, but parallel.device is cpu; "
+        "allowed: auto, mpi");
+  }
+  if (recipe.adapter.backbone_dropout != "none") {
+    return Unsupported("adapter.backbone_dropout", recipe.adapter.backbone_dropout, "none");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe) {
+  return recipe.model.path.empty() ? models::NamedShape(recipe.model.shape)
+                                   : models::ReadModelConfig(recipe.model.path);
+}
+
+absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe,
+                                            const models::ModelConfig& config) {
+  AdapterChoice choice;
+  const std::string name = recipe.adapter.method.empty() ? "none" : recipe.adapter.method;
+  GRAFT_ASSIGN_OR_RETURN(choice.method, adapters::NewMethod(name));
+  adapters::Method& method = *choice.method;
+  GRAFT_RETURN_IF_ERROR(
+      ApplyMethodFields(recipe, [&method](FieldVisitor& visitor) { method.VisitFields(visitor); }));
+  const int num_layers = static_cast<int>(config.num_layers);
+  GRAFT_ASSIGN_OR_RETURN(const std::vector<int> layers, AdapterLayers(recipe, num_layers));
+  std::vector<models::SiteSpec> sites = models::ListSites(config);
+  std::erase_if(sites, [&](const models::SiteSpec& site) {
+    return site.id.layer < num_layers &&
+           !std::binary_search(layers.begin(), layers.end(), site.id.layer);
+  });
+  GRAFT_ASSIGN_OR_RETURN(choice.matched, method.MatchSites(sites));
+  return choice;
+}
+
+absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
+                                              const models::ModelConfig& config,
+                                              const AdapterChoice& adapter, const WorkShape& work) {
+  sharding::PlanOptions options;
+  options.stages = static_cast<int>(recipe.parallel.pipeline);
+  options.chunks = static_cast<int>(recipe.parallel.parts_per_stage());
+  options.split = recipe.parallel.split_sizes();
+  options.sequence_length = work.sequence_length;
+  options.head_share = work.head_share;
+  options.recompute = recipe.model.recompute == "layer";
+  return sharding::MakePlan(config,
+                            sharding::CountTrainables(*adapter.method, adapter.matched,
+                                                      static_cast<int>(config.num_layers)),
+                            options);
+}
+
+torch::Dtype RecipeDtype(const Recipe& recipe) {
+  return recipe.model.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+}
+
+absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& recipe,
+                                                               comm::World& world,
+                                                               const WorkShape& work) {
+  std::unique_ptr<LoadedModel> model(new LoadedModel(world));
+  comm::Communicator& all = world.all();
+  model->threads_ = SetUpThreads(all, recipe.parallel.threads);
+  GRAFT_ASSIGN_OR_RETURN(
+      model->groups_, world.MakeGroups({.data = static_cast<int>(recipe.parallel.data),
+                                        .pipeline = static_cast<int>(recipe.parallel.pipeline)}));
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe)));
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
+  const int other = comm::FirstDifferingRank(all, model->plan_.Hash());
+  if (other >= 0)
+    return BugError(absl::StrCat("plan: rank ", other, " has another stage split than rank 0"));
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe)));
+  if (!recipe.adapter.init_from.empty())
+    GRAFT_RETURN_IF_ERROR(model->InitFrom(recipe.adapter.init_from));
+  return model;
+}
+
+absl::Status LoadedModel::OpenConfig(const Recipe& recipe) {
+  GRAFT_RETURN_IF_ERROR(CheckSupported(recipe));
+  dtype_ = RecipeDtype(recipe);
+  base_model_ = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
+  GRAFT_ASSIGN_OR_RETURN(config_, ReadRecipeModel(recipe));
+  GRAFT_ASSIGN_OR_RETURN(adapter_, ChooseAdapter(recipe, config_));
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) {
+  GRAFT_ASSIGN_OR_RETURN(plan_, MakeRecipePlan(recipe, config_, adapter_, work));
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
+  GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
+                         OpenWeights(recipe, config_));
+  models::BackboneOptions backbone;
+  backbone.dtype = dtype_;
+  backbone.recompute = recipe.model.recompute == "layer";
+  adapters::AttachOptions attach;
+  attach.seed = static_cast<uint64_t>(recipe.run.seed);
+  attach.num_layers = static_cast<int>(config_.num_layers);
+  attach.model_dtype = dtype_;
+  attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
+  GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, *weights,
+                                                        backbone, method(), matched(), attach));
+  GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
+                         sharding::ParseSchedule(recipe.parallel.schedule));
+  executor_ = std::make_unique<sharding::Executor>(
+      plan_, *stage_, *groups_.pipeline_group,
+      sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_});
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::InitFrom(const std::string& folder) {
+  const auto read = [&]() -> absl::StatusOr<sharding::AdapterFolder> {
+    GRAFT_ASSIGN_OR_RETURN(sharding::AdapterFolder adapter, sharding::ReadAdapterFolder(folder));
+    GRAFT_RETURN_IF_ERROR(sharding::CheckAdapterFolder(adapter, method(), matched()));
+    return adapter;
+  };
+  absl::StatusOr<sharding::AdapterFolder> adapter = sharding::AdapterFolder();
+  if (world_.rank() == 0) adapter = read();
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world_.all(), adapter.status()));
+  return sharding::ScatterParameters(world_.all(), adapter->tensors, adapters());
+}
+
+int64_t LoadedModel::total_parameters() const {
+  return models::CountParameters(config_) + trainable_parameters();
+}
+
+nlohmann::json LoadedModel::PeftConfig() const {
+  return method().PeftConfig(matched(),
+                             {.base_model_name_or_path = base_model_, .task_type = "CAUSAL_LM"});
+}
+
+absl::Status LoadedModel::WriteAdapter(const std::string& folder) {
+  const sharding::NamedTensors tensors =
+      sharding::GatherParameters(*groups_.pipeline_group, adapters());
+  absl::Status status;
+  if (world_.rank() == 0) status = sharding::WriteAdapterFolder(folder, PeftConfig(), tensors);
+  return comm::AgreeOnStatus(*groups_.pipeline_group, status);
+}
+
+}  // namespace graft::trainer

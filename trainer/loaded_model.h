@@ -1,0 +1,101 @@
+// The model of a recipe with its adapter as this rank holds it: the layers of its stage, what is
+// trained on them, and the executor that runs them with the other stages. Used by train, eval and
+// generate. It knows no data, no optimizer and no files of a run.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "adapters/adapter.h"
+#include "comm/world.h"
+#include "models/model_config.h"
+#include "models/weights/weight_source.h"
+#include "sharding/executor.h"
+#include "sharding/plan.h"
+#include "sharding/stage.h"
+#include "trainer/config.h"
+
+namespace graft::trainer {
+
+// What the plan needs to know of the work: tokens of a sample, and the share of them that is
+// supervised.
+struct WorkShape {
+  int64_t sequence_length = 0;
+  double head_share = 1.0;
+};
+
+// The adapter of a recipe against its model, without weights.
+struct AdapterChoice {
+  std::unique_ptr<adapters::Method> method;
+  std::vector<models::SiteSpec> matched;  // of the whole model
+};
+
+// What this version cannot do: error kind recipe naming the key.
+absl::Status CheckSupported(const Recipe& recipe);
+// The config of model.path or model.shape.
+absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe);
+// The recipe's method (`none` without an adapter section) with the recipe's values, and the sites
+// that it matches. Error kind recipe.
+absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe,
+                                            const models::ModelConfig& config);
+absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
+                                              const models::ModelConfig& config,
+                                              const AdapterChoice& adapter, const WorkShape& work);
+torch::Dtype RecipeDtype(const Recipe& recipe);
+
+class LoadedModel {
+ public:
+  // In named steps, each of which ends with an agreement of all ranks: config, adapter, plan,
+  // weights, init_from. All ranks must call; all get the same status. `world` must outlive the
+  // model.
+  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(const Recipe& recipe, comm::World& world,
+                                                           const WorkShape& work);
+
+  comm::World& world() { return world_; }
+  comm::Groups& groups() { return groups_; }
+  const comm::RankGrid& grid() const { return groups_.grid; }
+  int data_rank() const { return grid().DataRank(world_.rank()); }
+  int stage_index() const { return grid().PipelineRank(world_.rank()); }
+  bool is_last_stage() const { return stage_index() == grid().pipeline - 1; }
+  int threads() const { return threads_; }
+  torch::Dtype dtype() const { return dtype_; }
+  const models::ModelConfig& config() const { return config_; }
+  const adapters::Method& method() const { return *adapter_.method; }
+  const std::vector<models::SiteSpec>& matched() const { return adapter_.matched; }
+  const sharding::Plan& plan() const { return plan_; }
+  sharding::Stage& stage() { return *stage_; }
+  sharding::Executor& executor() { return *executor_; }
+  adapters::AdapterSet& adapters() { return stage_->adapters(); }
+
+  int64_t trainable_parameters() const { return method().CountParameters(matched()); }
+  // The backbone and what is trained.
+  int64_t total_parameters() const;
+  // adapter_config.json of this adapter on this model.
+  nlohmann::json PeftConfig() const;
+  // Writes the adapter of all stages to `folder`, from rank 0 of the job. The ranks of data rank 0
+  // must call; all of them get the same status.
+  absl::Status WriteAdapter(const std::string& folder);
+
+ private:
+  explicit LoadedModel(comm::World& world) : world_(world) {}
+  absl::Status OpenConfig(const Recipe& recipe);
+  absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
+  absl::Status LoadStage(const Recipe& recipe);
+  absl::Status InitFrom(const std::string& folder);
+
+  comm::World& world_;
+  comm::Groups groups_;
+  int threads_ = 1;
+  torch::Dtype dtype_ = torch::kFloat32;
+  std::string base_model_;  // as adapter_config.json names it
+  models::ModelConfig config_;
+  AdapterChoice adapter_;
+  sharding::Plan plan_;
+  std::unique_ptr<sharding::Stage> stage_;
+  std::unique_ptr<sharding::Executor> executor_;
+};
+
+}  // namespace graft::trainer

@@ -1,0 +1,102 @@
+// metrics.jsonl of a run (interfaces.md 6): one JSON object a line, `kind` first, written by rank 0
+// only. Steps never repeat in the file: a resumed run first cuts what lies after the checkpoint
+// that it started from. What the numbers mean is decided by who fills the records.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/file.h"
+
+namespace graft::trainer {
+
+// The layout that a run has, as a record shows it.
+struct LayoutRecord {
+  int data = 1;
+  int pipeline = 1;
+  std::string schedule;
+  std::string device;
+  std::string backend;
+  int threads = 1;
+  int64_t micro_batch = 1;
+};
+
+struct StageRecord {
+  int stage = 0;
+  int first_layer = 0;  // [first_layer, end_layer)
+  int end_layer = 0;
+  int64_t bytes = 0;  // of frozen weights
+};
+
+struct RunRecord {
+  std::vector<std::pair<std::string, std::string>> versions;  // name, version
+  LayoutRecord layout;
+  int64_t trainable_parameters = 0;
+  int64_t total_parameters = 0;
+  std::vector<StageRecord> stages;
+};
+
+struct TrainRecord {
+  int64_t step = 0;      // from 1
+  double loss = 0;       // nats per trained token of the global batch
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  int64_t samples = 0;
+  int64_t tokens = 0;  // whole job
+  int64_t trained_tokens = 0;
+  double step_seconds = 0;
+  double tokens_per_second = 0;
+  int64_t peak_memory_bytes = 0;  // largest rank
+  double bubble_fraction = 0;
+  double communication_seconds = 0;  // largest rank
+  bool skipped = false;              // non-finite: no update; written only when true
+};
+
+struct EvalRecord {
+  int64_t step = 0;
+  double loss = 0;
+  std::vector<std::pair<std::string, double>> metrics;
+};
+
+struct CheckpointRecord {
+  int64_t step = 0;
+  double seconds = 0;
+  int64_t bytes = 0;
+};
+
+struct ResumeRecord {
+  int64_t step = 0;  // finished steps
+  std::string from;  // the checkpoint folder's name
+  LayoutRecord layout;
+};
+
+class MetricsLog {
+ public:
+  // Opens `path` for appending after cutting it to records with step <= `finished_steps` (records
+  // without a step stay; a torn last line goes). The cut is a new file that replaces the old one by
+  // rename. Error kind io.
+  static absl::StatusOr<std::unique_ptr<MetricsLog>> Open(const std::string& path,
+                                                          int64_t finished_steps);
+
+  // Each appends one line and hands it to the system. Error kind io.
+  absl::Status Write(const RunRecord& record);
+  absl::Status Write(const TrainRecord& record);
+  absl::Status Write(const EvalRecord& record);
+  absl::Status Write(const CheckpointRecord& record);
+  absl::Status Write(const ResumeRecord& record);
+  // To disk; a checkpoint's commit needs it.
+  absl::Status Sync();
+
+ private:
+  MetricsLog(std::string path, UniqueFd file) : path_(std::move(path)), file_(std::move(file)) {}
+  absl::Status Append(const std::string& line);
+  std::string path_;
+  UniqueFd file_;
+};
+
+}  // namespace graft::trainer

@@ -1,0 +1,57 @@
+#include "trainer/open_data.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/logging.h"
+#include "base/status.h"
+#include "comm/agree.h"
+
+namespace graft::trainer {
+
+absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
+                                                        const std::string& folder,
+                                                        const std::string& key,
+                                                        comm::Communicator& all) {
+  const auto open = [&]() -> absl::StatusOr<std::shared_ptr<const Dataset>> {
+    GRAFT_ASSIGN_OR_RETURN(auto data,
+                           Dataset::Open(folder, {.follow_links = recipe.model.follow_links,
+                                                  .verify_hashes = all.rank() == 0}));
+    const std::string kind = DataKindName(data->info().kind);
+    if (kind != recipe.task.type) {
+      return RecipeError(
+          absl::StrCat(key, ": ", folder, " has kind ", kind, ", task.type is ", recipe.task.type));
+    }
+    if (data->size() == 0)
+      return InputError(
+          absl::StrCat(folder, "/dataset.json: num_samples: found 0, must be at least 1"));
+    return data;
+  };
+  absl::StatusOr<std::shared_ptr<const Dataset>> data = open();
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, data.status()));
+  if (all.rank() == 0 && (*data)->ignored_first_targets() > 0) {
+    LOG(WARNING) << folder << ": " << (*data)->ignored_first_targets()
+                 << " first tokens have loss_mask 1 and are no targets";
+  }
+  return data;
+}
+
+absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& config,
+                            const std::string& key) {
+  return Annotate(data.CheckFitsModel(config.vocab_size, config.max_positions), key);
+}
+
+WorkShape WorkShapeOf(const Dataset& data, int64_t row_length) {
+  const DatasetInfo& info = data.info();
+  WorkShape work;
+  work.sequence_length = row_length > 0 ? row_length : data.longest();
+  work.head_share = static_cast<double>(info.num_trained_tokens) /
+                    static_cast<double>(std::max<int64_t>(1, info.num_tokens));
+  return work;
+}
+
+int64_t LimitedSize(const Dataset& data, int64_t max_samples) {
+  return max_samples > 0 ? std::min(max_samples, data.size()) : data.size();
+}
+
+}  // namespace graft::trainer

@@ -1,0 +1,216 @@
+#include "trainer/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/logging.h"
+#include "base/signals.h"
+#include "base/status.h"
+#include "comm/agree.h"
+#include "sharding/adapter_folder.h"
+#include "sharding/buffer.h"
+#include "trainer/data/collate.h"
+#include "trainer/memory.h"
+#include "trainer/stopwatch.h"
+
+namespace graft::trainer {
+
+// The step on one page. Gradients are summed over all trained tokens of the global batch, then
+// divided once.
+TrainRecord Trainer::TrainStep() {
+  const Stopwatch clock;
+  adapters::AdapterSet& adapters = model_->adapters();
+  TrainRecord record;
+  record.step = state_.step + 1;
+  record.lr = schedule_.Rate(state_.step);
+
+  // 1. Micro-batches of this data rank through the pipeline: gradients of the sum of all
+  // cross-entropies.
+  adapters.ZeroGradients();
+  const std::vector<models::MicroBatch> micro_batches = CollateStep();
+  const sharding::StepResult result = model_->executor().TrainStep(micro_batches);
+
+  // 2. One flat all-reduce over the ranks that hold the same stage; then one small vector over all
+  // ranks, which every decision below is taken from.
+  const Stopwatch reduce_clock;
+  reducer_->Reduce(sharding::BufferOf(adapters.gradients()));
+  const comm::ControlVector total =
+      comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()));
+  stop_requested_ = total.stop_requests > 0;
+
+  // 3. Divide and clip in one pass, then update. A step that is not finite is consumed without an
+  // update, on all ranks alike.
+  const double tokens = std::max(1.0, total.trained_tokens);
+  record.loss = total.loss_sum / tokens;
+  record.grad_norm = std::sqrt(total.gradient_square_sum) / tokens;
+  record.skipped = total.non_finite > 0;
+  if (!record.skipped) {
+    const double clip = ClipCoefficient(record.grad_norm, recipe_.optim.clip_norm);
+    adapters.gradients().mul_(clip / tokens);
+    optimizer_->Step(adapters.values(), adapters.gradients(), record.lr);
+  }
+  state_.CountStep(record.skipped);
+
+  // 4. What the step was.
+  record.samples = static_cast<int64_t>(total.samples);
+  record.tokens = static_cast<int64_t>(total.tokens);
+  record.trained_tokens = static_cast<int64_t>(total.trained_tokens);
+  record.peak_memory_bytes = static_cast<int64_t>(total.peak_memory_bytes);
+  record.communication_seconds = total.communication_seconds;
+  record.step_seconds = clock.Seconds();
+  record.tokens_per_second = total.tokens / record.step_seconds;
+  record.bubble_fraction =
+      std::max(0.0, 1.0 - total.compute_seconds / (world_.size() * record.step_seconds));
+  return record;
+}
+
+std::vector<models::MicroBatch> Trainer::CollateStep() {
+  std::vector<models::MicroBatch> micro_batches;
+  for (const std::vector<int64_t>& samples :
+       batches_->MicroBatches(state_.step, model_->data_rank())) {
+    micro_batches.push_back(Collate(*train_data_, samples, state_.step + 1,
+                                    static_cast<int64_t>(micro_batches.size())));
+  }
+  return micro_batches;
+}
+
+comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
+                                         double reduce_seconds) {
+  comm::ControlVector mine;
+  if (model_->is_last_stage()) {
+    mine.loss_sum = result.loss_sum;
+    for (const std::vector<int64_t>& samples :
+         batches_->MicroBatches(state_.step, model_->data_rank())) {
+      mine.samples += static_cast<double>(samples.size());
+      mine.tokens += static_cast<double>(CountTokens(*train_data_, samples));
+      mine.trained_tokens += static_cast<double>(CountTrainedTokens(*train_data_, samples));
+    }
+    mine.non_finite += std::isfinite(result.loss_sum) ? 0 : 1;
+  }
+  // The replicas hold equal sums after the reduction: one of them counts.
+  if (model_->data_rank() == 0) {
+    mine.gradient_square_sum = SumOfSquares(model_->adapters().gradients());
+    mine.non_finite += std::isfinite(mine.gradient_square_sum) ? 0 : 1;
+  }
+  mine.stop_requests = StopRequested() ? 1 : 0;
+  mine.compute_seconds = result.compute_seconds;
+  mine.communication_seconds = result.blocked_seconds + reduce_seconds;
+  mine.peak_memory_bytes = static_cast<double>(PeakResidentBytes());
+  return mine;
+}
+
+absl::Status Trainer::Run() {
+  if (state_.ended_early || state_.step >= total_steps()) {
+    if (IsRankZero())
+      LOG(INFO) << recipe_.run.output << ": the run is finished at step " << state_.step
+                << "; nothing to do";
+    return absl::OkStatus();
+  }
+  if (AnyRankWantsToStop()) {
+    return MakeError(ErrorKind::kStopped, absl::StrCat("on request before step ", state_.step + 1,
+                                                       "; nothing was lost"));
+  }
+  bool stop = false;
+  while (!stop && !state_.ended_early && state_.step < total_steps()) {
+    const TrainRecord record = TrainStep();
+    GRAFT_RETURN_IF_ERROR(AfterStep(record, &stop));
+  }
+  if (progress_ != nullptr) progress_->Finish();
+  if (state_.ended_early || state_.step >= total_steps()) return Finish();
+  if (saved_step_ != state_.step) GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  return MakeError(ErrorKind::kStopped,
+                   absl::StrCat("on request after step ", state_.step, " of ", total_steps(),
+                                "; state saved in ", recipe_.run.output, ", run again to go on"));
+}
+
+absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
+  if (IsRankZero()) {
+    progress_->Show(record);
+    ThrowIfError(metrics_->Write(record));
+  }
+  GRAFT_RETURN_IF_ERROR(CountNonFinite(record));
+  const bool last = state_.step >= total_steps();
+  const int64_t eval_every = recipe_.eval.every;
+  if (eval_every > 0 && (last || state_.step % eval_every == 0))
+    GRAFT_RETURN_IF_ERROR(EvaluateAndKeepBest());
+  const int64_t save_every = recipe_.checkpoint.every;
+  const bool ends = last || state_.ended_early;  // Finish saves
+  if (!ends && save_every > 0 && state_.step % save_every == 0)
+    GRAFT_RETURN_IF_ERROR(Save(SaveReason::kDue));
+  *stop = stop_requested_;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::CountNonFinite(const TrainRecord& record) {
+  if (!record.skipped) return absl::OkStatus();
+  if (IsRankZero()) {
+    LOG(WARNING) << "step " << record.step << ": loss " << record.loss << ", gradient norm "
+                 << record.grad_norm << ": not finite, no update (" << state_.consecutive_skips
+                 << " in a row, " << state_.skipped << " in all)";
+  }
+  if (!state_.TooManySkips()) return absl::OkStatus();
+  return NumericError(
+      absl::StrCat("step ", record.step, ": loss or gradient not finite in ",
+                   state_.consecutive_skips, " steps in a row and ", state_.recent_skips.size(),
+                   " of the last 1,000, allowed 5 and 10; lower optim.lr or look at the data"));
+}
+
+absl::Status Trainer::EvaluateAndKeepBest() {
+  const EvalResult result =
+      Evaluate(*model_, *eval_data_, eval_data_->size(), recipe_.optim.micro_batch);
+  const bool best = state_.CountEvaluation(result.loss);
+  const int64_t patience = recipe_.eval.patience;
+  state_.ended_early = patience > 0 && state_.evaluations_since_best >= patience;
+  absl::Status status;
+  if (IsRankZero()) {
+    progress_->Finish();
+    LOG(INFO) << "step " << state_.step << ": eval loss " << result.loss
+              << (best ? " (best so far)" : "");
+    if (state_.ended_early)
+      LOG(INFO) << "no better evaluation in " << patience
+                << " of them: the run ends here, the best is step " << state_.best_step;
+    status = metrics_->Write(EvalRecord{state_.step, result.loss, result.Metrics()});
+  }
+  if (best && model_->data_rank() == 0) {
+    const absl::Status saved =
+        model_->WriteAdapter(JoinPath(recipe_.run.output, kBestAdapterFolder));
+    if (status.ok()) status = saved;
+  }
+  return Agree(status);
+}
+
+absl::Status Trainer::Finish() {
+  const std::string final_folder = JoinPath(recipe_.run.output, kAdapterFolder);
+  absl::Status status;
+  if (state_.best_step > 0) {
+    if (IsRankZero()) {
+      const auto best =
+          sharding::ReadAdapterFolder(JoinPath(recipe_.run.output, kBestAdapterFolder));
+      status = best.ok() ? sharding::WriteAdapterFolder(final_folder, best->config, best->tensors)
+                         : best.status();
+    }
+  } else if (model_->data_rank() == 0) {
+    status = model_->WriteAdapter(final_folder);
+  }
+  GRAFT_RETURN_IF_ERROR(Agree(status));
+  // The last checkpoint says that the run is finished, so the adapter must be there before it.
+  if (saved_step_ != state_.step) GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  if (IsRankZero())
+    LOG(INFO) << "finished at step " << state_.step << "; adapter in " << final_folder;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Agree(const absl::Status& mine) const {
+  return comm::AgreeOnStatus(world_.all(), mine);
+}
+
+std::string Trainer::Where() const {
+  if (model_ == nullptr) return "while the run was built";
+  return absl::StrCat("data rank ", model_->data_rank(), ", stage ", model_->stage_index(),
+                      ", step ", state_.step + 1);
+}
+
+}  // namespace graft::trainer

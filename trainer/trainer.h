@@ -1,0 +1,105 @@
+// One rank's life in a training run: Build opens everything in small steps, Run takes the steps. To
+// see what a step does read TrainStep in trainer.cc; it is one page. Used by the `train` command
+// and by programs that embed graft.
+//
+// Rank 0 also keeps the run's folder (run.output): lock, recipe.yaml, metrics.jsonl, adapter/,
+// adapter-best/, checkpoints/. With eval.every above 0 the adapter with the best evaluation is kept
+// in adapter-best/ and becomes adapter/ at the end; else adapter/ is the last one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/file.h"
+#include "comm/reducer.h"
+#include "comm/world.h"
+#include "sharding/checkpoint.h"
+#include "trainer/config.h"
+#include "trainer/data/batch_plan.h"
+#include "trainer/data/dataset.h"
+#include "trainer/evaluator.h"
+#include "trainer/loaded_model.h"
+#include "trainer/lr_schedule.h"
+#include "trainer/metrics.h"
+#include "trainer/optimizer.h"
+#include "trainer/progress.h"
+#include "trainer/run_state.h"
+
+namespace graft::trainer {
+
+inline constexpr char kAdapterFolder[] = "adapter";
+inline constexpr char kBestAdapterFolder[] = "adapter-best";
+
+class Trainer {
+ public:
+  // All ranks of `world` must call; all get the same status. `world` must outlive the trainer.
+  // Kinds as of the piece that failed; io when run.output is in use, or holds a checkpoint and
+  // resume is `never`, or a checkpoint of another run.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Build(const Recipe& recipe, comm::World& world);
+
+  // Trains from the restored step to the last one, saves, writes the adapter. The same status on
+  // every rank: kind stopped when a signal asked for it and the state is saved, numeric when more
+  // than 5 steps in a row or 10 in the last 1,000 were not finite. Throws StatusError for trouble
+  // inside a step.
+  absl::Status Run();
+
+  int64_t finished_steps() const { return state_.step; }
+  int64_t total_steps() const { return schedule_.total_steps; }
+  // Where an exception happened, for the log: "data rank 0, stage 1, step 12".
+  std::string Where() const;
+
+ private:
+  Trainer(const Recipe& recipe, comm::World& world) : recipe_(recipe), world_(world) {}
+  // The steps of Build, in order. Each ends with an agreement of all ranks.
+  absl::Status OpenOutput();
+  absl::Status OpenDataSets();
+  absl::Status PlanBatches();
+  absl::Status LoadModel();
+  absl::Status OpenCheckpoints();
+  absl::Status Restore();
+  absl::Status OpenMetrics();
+  void ShowStart() const;
+
+  // One step of the page.
+  TrainRecord TrainStep();
+  std::vector<models::MicroBatch> CollateStep();
+  comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
+
+  // Between steps.
+  absl::Status AfterStep(const TrainRecord& record, bool* stop);
+  absl::Status CountNonFinite(const TrainRecord& record);
+  absl::Status EvaluateAndKeepBest();
+  // kDue: a failure is a warning, up to three in a row.
+  enum class SaveReason { kDue, kMust };
+  absl::Status Save(SaveReason reason);
+  sharding::TrainedState TrainedTensors();
+  absl::Status Finish();
+  absl::Status Agree(const absl::Status& mine) const;
+  bool IsRankZero() const { return world_.rank() == 0; }
+  bool AnyRankWantsToStop() const;
+  LayoutRecord Layout() const;
+
+  const Recipe recipe_;
+  comm::World& world_;
+  std::unique_ptr<FileLock> lock_;  // rank 0
+  std::shared_ptr<const Dataset> train_data_, eval_data_;
+  std::unique_ptr<BatchPlan> batches_;
+  std::unique_ptr<LoadedModel> model_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<comm::FlatReducer> reducer_;
+  std::unique_ptr<sharding::Checkpointer> checkpoints_;
+  LrSchedule schedule_;
+  RunState state_;
+  int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder
+  int failed_saves_ = 0;                 // in a row
+  std::string resumed_from_;             // name of the checkpoint folder; empty = from the start
+  bool stop_requested_ = false;          // by a signal on any rank, as reduced
+  std::unique_ptr<MetricsLog> metrics_;  // rank 0
+  std::unique_ptr<Progress> progress_;   // rank 0
+};
+
+}  // namespace graft::trainer

@@ -1,0 +1,184 @@
+#include <torch/version.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/logging.h"
+#include "base/signals.h"
+#include "base/status.h"
+#include "base/version.h"
+#include "comm/agree.h"
+#include "sharding/buffer.h"
+#include "trainer/fingerprint.h"
+#include "trainer/open_data.h"
+#include "trainer/summary.h"
+#include "trainer/trainer.h"
+
+namespace graft::trainer {
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Build(const Recipe& recipe, comm::World& world) {
+  std::unique_ptr<Trainer> trainer(new Trainer(recipe, world));
+  GRAFT_RETURN_IF_ERROR(trainer->OpenOutput());
+  GRAFT_RETURN_IF_ERROR(trainer->OpenDataSets());
+  GRAFT_RETURN_IF_ERROR(trainer->PlanBatches());
+  GRAFT_RETURN_IF_ERROR(trainer->LoadModel());
+  GRAFT_RETURN_IF_ERROR(trainer->Restore());
+  GRAFT_RETURN_IF_ERROR(trainer->OpenMetrics());
+  trainer->ShowStart();
+  return trainer;
+}
+
+absl::Status Trainer::OpenOutput() {
+  absl::Status status = CheckSupported(recipe_);
+  if (status.ok() && recipe_.eval.every > 0 && recipe_.data.eval.empty()) {
+    status = RecipeError("data.eval: absent, eval.every above 0 needs it");
+  }
+  if (status.ok() && recipe_.eval.metric != "loss") {
+    status = RecipeError(absl::StrCat("eval.metric: found \"", recipe_.eval.metric,
+                                      "\", allowed for task causal_lm: loss"));
+  }
+  if (status.ok() && IsRankZero()) {
+    status = MakeDirs(recipe_.run.output);
+    if (status.ok()) {
+      auto lock = FileLock::Acquire(JoinPath(recipe_.run.output, "lock"), absl::Seconds(10));
+      if (lock.ok()) lock_ = *std::move(lock);
+      status = lock.status();
+    }
+  }
+  return Agree(status);
+}
+
+absl::Status Trainer::OpenDataSets() {
+  GRAFT_ASSIGN_OR_RETURN(train_data_,
+                         OpenData(recipe_, recipe_.data.train, "data.train", world_.all()));
+  if (recipe_.eval.every > 0) {
+    GRAFT_ASSIGN_OR_RETURN(eval_data_,
+                           OpenData(recipe_, recipe_.data.eval, "data.eval", world_.all()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::PlanBatches() {
+  BatchPlanOptions options;
+  options.num_samples = train_data_->size();
+  options.max_samples = recipe_.data.max_samples;
+  options.shuffle = recipe_.data.shuffle;
+  options.seed = static_cast<uint64_t>(recipe_.run.seed);
+  options.steps = recipe_.optim.steps;
+  options.epochs = recipe_.optim.epochs;
+  options.global_batch = recipe_.optim.global_batch;
+  options.micro_batch = recipe_.optim.micro_batch;
+  options.data_ranks = recipe_.parallel.data;
+  if (recipe_.data.packing) {
+    options.row_length =
+        recipe_.data.row_length > 0 ? recipe_.data.row_length : train_data_->info().max_length;
+    for (int64_t i = 0; i < train_data_->size(); ++i)
+      options.lengths.push_back(train_data_->length(i));
+  }
+  absl::StatusOr<BatchPlan> batches = BatchPlan::Create(std::move(options));
+  GRAFT_RETURN_IF_ERROR(Agree(batches.status()));
+  batches_ = std::make_unique<BatchPlan>(*std::move(batches));
+  absl::StatusOr<LrDecay> decay = ParseLrDecay(recipe_.optim.schedule);
+  GRAFT_RETURN_IF_ERROR(Agree(decay.status()));
+  schedule_ = {.decay = *decay,
+               .peak = recipe_.optim.lr,
+               .warmup_steps = recipe_.optim.warmup_steps,
+               .total_steps = batches_->num_steps()};
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::LoadModel() {
+  const int64_t row_length =
+      recipe_.data.packing ? std::max(recipe_.data.row_length, train_data_->info().max_length) : 0;
+  GRAFT_ASSIGN_OR_RETURN(model_,
+                         LoadedModel::Load(recipe_, world_, WorkShapeOf(*train_data_, row_length)));
+  absl::Status status = CheckFitsModel(*train_data_, model_->config(), "data.train");
+  if (status.ok() && eval_data_ != nullptr)
+    status = CheckFitsModel(*eval_data_, model_->config(), "data.eval");
+  GRAFT_RETURN_IF_ERROR(Agree(status));
+  const OptimSection& optim = recipe_.optim;
+  optimizer_ = std::make_unique<AdamW>(model_->adapters().values(),
+                                       AdamWOptions{.beta1 = optim.betas[0],
+                                                    .beta2 = optim.betas[1],
+                                                    .eps = optim.eps,
+                                                    .weight_decay = optim.weight_decay});
+  reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
+  return absl::OkStatus();
+}
+
+LayoutRecord Trainer::Layout() const {
+  const ParallelSection& parallel = recipe_.parallel;
+  return {.data = static_cast<int>(parallel.data),
+          .pipeline = static_cast<int>(parallel.pipeline),
+          .schedule = parallel.schedule,
+          .device = "cpu",
+          .backend = world_.all().backend(),
+          .threads = model_->threads(),
+          .micro_batch = recipe_.optim.micro_batch};
+}
+
+namespace {
+
+// Layers and frozen bytes of every part, on all ranks of the pipeline.
+std::vector<StageRecord> StagesOf(LoadedModel& model) {
+  const sharding::Plan& plan = model.plan();
+  const auto chunks = static_cast<size_t>(plan.chunks), stages = static_cast<size_t>(plan.stages);
+  std::vector<int64_t> mine, all(chunks * stages);
+  for (int chunk = 0; chunk < plan.chunks; ++chunk)
+    mine.push_back(model.stage().backbone(chunk).frozen_bytes());
+  model.groups().pipeline_group->AllGather(
+      {.data = mine.data(), .count = chunks, .type = comm::DType::kInt64},
+      {.data = all.data(), .count = all.size(), .type = comm::DType::kInt64});
+  std::vector<StageRecord> records;
+  for (const sharding::StageChunk& part : plan.parts) {
+    records.push_back(
+        {.stage = part.stage,
+         .first_layer = part.first_layer,
+         .end_layer = part.end_layer(),
+         .bytes = all[static_cast<size_t>(part.stage) * chunks + static_cast<size_t>(part.chunk)]});
+  }
+  return records;
+}
+
+}  // namespace
+
+absl::Status Trainer::OpenMetrics() {
+  RunRecord run;
+  run.versions = {{"graft", Version()},
+                  {"libtorch", TORCH_VERSION},
+                  {"mpi", comm::MpiVersion()},
+                  {"nccl", comm::NcclVersion()}};
+  run.layout = Layout();
+  run.trainable_parameters = model_->trainable_parameters();
+  run.total_parameters = model_->total_parameters();
+  run.stages = StagesOf(*model_);
+  const auto open = [&]() -> absl::Status {
+    const std::string& output = recipe_.run.output;
+    GRAFT_RETURN_IF_ERROR(AtomicWriteFile(JoinPath(output, "recipe.yaml"), RecipeYaml(recipe_)));
+    GRAFT_ASSIGN_OR_RETURN(metrics_,
+                           MetricsLog::Open(JoinPath(output, "metrics.jsonl"), state_.step));
+    GRAFT_RETURN_IF_ERROR(metrics_->Write(run));
+    if (state_.step > 0)
+      GRAFT_RETURN_IF_ERROR(metrics_->Write(ResumeRecord{state_.step, resumed_from_, Layout()}));
+    progress_ = std::make_unique<Progress>(total_steps(), recipe_.log.every, StderrIsTerminal());
+    return absl::OkStatus();
+  };
+  return Agree(IsRankZero() ? open() : absl::OkStatus());
+}
+
+void Trainer::ShowStart() const {
+  if (!IsRankZero()) return;
+  LOG(INFO) << SiteMatchTable(model_->method(), model_->matched());
+  LOG(INFO) << ParameterLine(model_->trainable_parameters(), model_->total_parameters());
+  for (const sharding::StageChunk& part : model_->plan().parts) {
+    LOG(INFO) << "stage " << part.stage << ": layers " << part.first_layer << "-"
+              << part.end_layer() - 1 << (part.embed ? ", embedding" : "")
+              << (part.head ? ", head" : "") << ", cost " << part.cost;
+  }
+  LOG(INFO) << total_steps() << " steps of " << recipe_.optim.global_batch << " samples; data "
+            << recipe_.parallel.data << " x pipeline " << recipe_.parallel.pipeline << ", "
+            << model_->threads() << " threads a rank";
+}
+
+}  // namespace graft::trainer
