@@ -43,8 +43,9 @@ at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; 
 missing_packages() {
   local wanted=("${PACKAGES[@]}") installed
   command -v mpicc >/dev/null || wanted+=("${MPI_PACKAGES[@]}")
+  # dpkg-query fails when it knows a name not at all: that one is missing, like the others.
   # shellcheck disable=SC2016  # the ${...} are dpkg-query's
-  installed="$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null | awk '$2 == "installed" {print $1}')"
+  installed="$({ dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true; } | awk '$2 == "installed" {print $1}')"
   comm -23 <(printf '%s\n' "${wanted[@]}" | sort -u) <(sort -u <<<"$installed")
 }
 
