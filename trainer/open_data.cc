@@ -38,7 +38,7 @@ absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
 
 absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& config,
                             const std::string& key) {
-  return Annotate(data.CheckFitsModel(config.vocab_size, config.max_positions), key);
+  return Annotate(data.CheckFitsModel(config.vocab_size, config.longest_sequence()), key);
 }
 
 WorkShape WorkShapeOf(const Dataset& data, int64_t row_length) {

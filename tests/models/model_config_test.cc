@@ -178,6 +178,9 @@ TEST(ModelConfigTest, LinearAndDynamic) {
     ASSERT_THAT(parsed, IsOk());
     EXPECT_EQ(parsed->rope.type, type);
     EXPECT_EQ(parsed->rope.factor, 2.0);
+    // Only dynamic scaling serves sequences beyond the trained positions.
+    EXPECT_EQ(parsed->longest_sequence(),
+              parsed->max_positions * (std::string(type) == "dynamic" ? 2 : 1));
   }
 }
 

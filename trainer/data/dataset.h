@@ -82,7 +82,7 @@ class Dataset {
   const std::string& fingerprint() const { return fingerprint_; }
 
   // Kind input when a token id or a length does not fit the model.
-  absl::Status CheckFitsModel(int64_t vocab_size, int64_t max_positions) const;
+  absl::Status CheckFitsModel(int64_t vocab_size, int64_t longest_sequence) const;
 
  private:
   struct Place {
