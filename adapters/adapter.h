@@ -71,8 +71,21 @@ class Method {
   // Whether an adapter folder with this adapter_config.json computes what this method computes. Error kind input naming the key, what the
   // folder says and what the recipe says; `origin` (the file) opens the message.
   virtual absl::Status CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const = 0;
-  // Folds the adapter into a linear's weight (out, in) and bias (out; undefined when the model has none), both float32, for the module of `site`.
-  // `tensors`: the adapter folder's. Sets *bias when the merged module needs one. Default: error kind recipe "does not merge".
+  // What the adapter folder holds for the parameters of the WHOLE model, and the way back. They differ where several sites share one module, of
+  // which the folder has one tensor (fused_sites.h). FromFolder also checks what adapter_config.json says of such modules: kind input; other
+  // names and shapes are left to CheckAdapterTensors.
+  virtual std::vector<std::pair<std::string, torch::Tensor>> ToFolder(const std::vector<models::SiteSpec>& /*matched*/,
+                                                                      std::vector<std::pair<std::string, torch::Tensor>> parameters) const {
+    return parameters;
+  }
+  virtual absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> FromFolder(const std::vector<models::SiteSpec>& /*matched*/,
+                                                                                        const nlohmann::json& /*config*/,
+                                                                                        std::vector<std::pair<std::string, torch::Tensor>> folder,
+                                                                                        const std::string& /*origin*/) const {
+    return folder;
+  }
+  // Folds the adapter into a linear's weight (out, in) and bias (out; undefined when the model has none), both float32, for the outputs of `site`
+  // (of a shared module: its own rows). `tensors`: the parameters, as FromFolder gives them. Sets *bias when the merged module needs one. Default: error kind recipe "does not merge".
   virtual absl::Status Merge(const models::SiteSpec& site, const std::vector<std::pair<std::string, torch::Tensor>>& tensors, torch::Tensor* weight,
                              torch::Tensor* bias) const;
   // True when the merged module of `site` has a bias even where the model has none, so that the merged folder's config.json must say so
@@ -80,7 +93,7 @@ class Method {
   virtual bool MergeAddsBias(const models::SiteSpec& /*site*/) const { return false; }
 };
 
-// The tensors of an adapter folder against what `method` has at the matched sites of the WHOLE model: error kind input with the first missing,
+// The parameters of an adapter folder (FromFolder) against what `method` has at the matched sites of the WHOLE model: error kind input with the first missing,
 // extra, differently shaped and non-finite ones. `origin` opens the message.
 absl::Status CheckAdapterTensors(const Method& method, const std::vector<models::SiteSpec>& matched,
                                  const std::vector<std::pair<std::string, torch::Tensor>>& tensors, const std::string& origin);

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "adapters/fused_sites.h"
 #include "adapters/lora_function.h"
 #include "adapters/peft_config.h"
 #include "adapters/site_matching.h"
@@ -20,16 +21,17 @@ namespace {
 
 using models::SiteSpec;
 
-constexpr const char* kAName = "lora_A.weight";
-constexpr const char* kBName = "lora_B.weight";
-
 class LoraHook : public models::SiteHook {
  public:
-  LoraHook(models::SiteId site, torch::Tensor a, torch::Tensor b, double scale, double dropout,
-           const AttachOptions& options)
-      : site_(site),
+  // `dropout_site` draws the mask. Of b (B_out, r) the hook uses the rows [first_row, first_row +
+  // num_rows).
+  LoraHook(models::SiteId dropout_site, torch::Tensor a, torch::Tensor b, int64_t first_row,
+           int64_t num_rows, double scale, double dropout, const AttachOptions& options)
+      : dropout_site_(dropout_site),
         a_(std::move(a)),
         b_(std::move(b)),
+        first_row_(first_row),
+        num_rows_(num_rows),
         scale_(scale),
         dropout_(dropout),
         seed_(options.seed),
@@ -39,15 +41,17 @@ class LoraHook : public models::SiteHook {
                            models::SiteContext& context) override {
     LoraEditOptions options{scale_, std::nullopt, compute_dtype_};
     if (dropout_ > 0 && context.training) {
-      options.dropout.emplace(seed_, RandomPurpose::kAdapterDropout, site_, dropout_,
+      options.dropout.emplace(seed_, RandomPurpose::kAdapterDropout, dropout_site_, dropout_,
                               *context.batch);
     }
-    return LoraEdit(x, std::move(y), a_, b_, std::move(options));
+    const torch::Tensor b = num_rows_ == b_.size(0) ? b_ : b_.narrow(0, first_row_, num_rows_);
+    return LoraEdit(x, std::move(y), a_, b, std::move(options));
   }
 
  private:
-  models::SiteId site_;
+  models::SiteId dropout_site_;
   torch::Tensor a_, b_;
+  int64_t first_row_, num_rows_;
   double scale_, dropout_;
   uint64_t seed_;
   torch::Dtype compute_dtype_;
@@ -73,9 +77,9 @@ absl::Status Differs(const std::string& origin, const std::string& key, const st
 // empty, or an error.
 absl::Status RefuseVariants(const nlohmann::json& config, const std::string& origin) {
   for (const char* key :
-       {"alora_invocation_tokens", "alpha_pattern", "arrow_config", "corda_config", "kasa_config",
-        "layer_replication", "lora_bias", "loftq_config", "megatron_config", "rank_pattern",
-        "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"}) {
+       {"alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config",
+        "layer_replication", "lora_bias", "loftq_config", "megatron_config", "target_parameters",
+        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"}) {
     const auto found = config.find(key);
     if (found == config.end() || found->is_null() || found->empty()) continue;
     if (found->is_boolean() && !found->get<bool>()) continue;
@@ -113,12 +117,25 @@ void Lora::VisitFields(FieldVisitor& v) {
   v.Real({"dropout", "probability of dropping an input of the low-rank product"}, &dropout_, 0.0,
          0.99);
   v.Bool({"rslora", "scale by alpha / sqrt(rank) instead"}, &rslora_);
+  v.Text({"fused",
+          "where one module gives q, k and v: split = a product for each role, joint = one for the "
+          "module, as peft trains it"},
+         &fused_, {"split", "joint"});
 }
 
 absl::StatusOr<std::vector<SiteSpec>> Lora::MatchSites(
     const std::vector<SiteSpec>& model_sites) const {
   GRAFT_ASSIGN_OR_RETURN(std::vector<SiteSpec> matched,
                          MatchRoles(sites_, LinearRoles(), model_sites));
+  for (const std::vector<SiteSpec>& group : FusedGroups(matched)) {
+    int64_t covered = 0;
+    for (const SiteSpec& site : group) covered += site.out_features;
+    if (fused_ == "joint" && covered != group[0].fused_features) {
+      return RecipeError(absl::StrCat("adapter.fused: found joint with the roles ",
+                                      JoinNames(RoleNamesOf(group)), " of ", group[0].module,
+                                      "; it needs all of attn.q, attn.k, attn.v"));
+    }
+  }
   for (const SiteSpec& site : matched) {
     const int64_t most = std::min(site.in_features, site.out_features);
     if (rank_ > most) {
@@ -133,9 +150,10 @@ absl::StatusOr<std::vector<SiteSpec>> Lora::MatchSites(
 std::vector<ParameterSpec> Lora::Parameters(const std::vector<SiteSpec>& matched) const {
   std::vector<ParameterSpec> parameters;
   for (const SiteSpec& site : matched) {
-    parameters.push_back({PeftName(site.module, kAName), {rank_, site.in_features}, site.id.layer});
-    parameters.push_back(
-        {PeftName(site.module, kBName), {site.out_features, rank_}, site.id.layer});
+    if (IsJoint(site) && site.fused_offset > 0) continue;  // the first role stands for the module
+    const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
+    parameters.push_back({NameOf(site, kLoraAName), {rank_, site.in_features}, site.id.layer});
+    parameters.push_back({NameOf(site, kLoraBName), {out, rank_}, site.id.layer});
   }
   return parameters;
 }
@@ -143,17 +161,47 @@ std::vector<ParameterSpec> Lora::Parameters(const std::vector<SiteSpec>& matched
 absl::StatusOr<Attachment> Lora::Attach(const std::vector<SiteSpec>& matched_on_stage,
                                         const AttachOptions& options) const {
   Attachment attachment;
+  torch::Tensor a, b;
+  models::SiteId owner;  // whose A and B these are
   for (const SiteSpec& site : matched_on_stage) {
-    torch::Tensor a = InitialA(site, rank_, options).requires_grad_();
-    torch::Tensor b = at::zeros({site.out_features, rank_},
-                                at::TensorOptions().dtype(at::kFloat).device(options.device))
-                          .requires_grad_();
-    attachment.parameters.push_back({PeftName(site.module, kAName), a, site.id.layer});
-    attachment.parameters.push_back({PeftName(site.module, kBName), b, site.id.layer});
+    const bool shares = IsJoint(site) && site.fused_offset > 0;
+    if (!shares) {
+      const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
+      owner = site.id;
+      a = InitialA(site, rank_, options).requires_grad_();
+      b = at::zeros({out, rank_}, at::TensorOptions().dtype(at::kFloat).device(options.device))
+              .requires_grad_();
+      attachment.parameters.push_back({NameOf(site, kLoraAName), a, site.id.layer});
+      attachment.parameters.push_back({NameOf(site, kLoraBName), b, site.id.layer});
+    }
+    const int64_t first_row = IsJoint(site) ? site.fused_offset : 0;
     attachment.hooks.emplace_back(
-        site.id, std::make_shared<LoraHook>(site.id, a, b, scale(), dropout_, options));
+        site.id, std::make_shared<LoraHook>(owner, a, b, first_row, site.out_features, scale(),
+                                            dropout_, options));
   }
   return attachment;
+}
+
+bool Lora::IsJoint(const SiteSpec& site) const { return site.fused() && fused_ == "joint"; }
+
+std::string Lora::NameOf(const SiteSpec& site, const std::string& suffix) const {
+  return IsJoint(site) ? PeftName(site.module, suffix) : ParameterName(site, suffix);
+}
+
+NamedTensors Lora::ToFolder(const std::vector<SiteSpec>& matched, NamedTensors parameters) const {
+  return fused_ == "joint" ? parameters : JoinSplitLora(matched, std::move(parameters));
+}
+
+absl::StatusOr<NamedTensors> Lora::FromFolder(const std::vector<SiteSpec>& matched,
+                                              const nlohmann::json& config, NamedTensors folder,
+                                              const std::string& origin) const {
+  GRAFT_RETURN_IF_ERROR(CheckPatterns(config, Patterns(matched), origin));
+  if (fused_ == "joint") return folder;
+  return CutSplitLora(matched, rank_, std::move(folder), origin);
+}
+
+LoraPatterns Lora::Patterns(const std::vector<SiteSpec>& matched) const {
+  return fused_ == "joint" ? LoraPatterns() : SplitPatterns(matched, rank_, alpha_, rslora_);
 }
 
 nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
@@ -163,14 +211,16 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
   nlohmann::json modules = nlohmann::json::array();
   bool fan_in_fan_out = false;
   for (const SiteSpec& site : matched) {
-    modules.push_back(site.module);
+    // The roles of a shared module stand side by side.
+    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
     fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
   }
   // huggingface/peft declares lora_alpha as an integer.
   const bool whole = alpha_ == std::floor(alpha_);
   config["lora_alpha"] =
       whole ? nlohmann::json(static_cast<int64_t>(alpha_)) : nlohmann::json(alpha_);
-  config["alpha_pattern"] = nlohmann::json::object();
+  const LoraPatterns patterns = Patterns(matched);
+  config["alpha_pattern"] = patterns.alpha;
   config["bias"] = "none";
   config["fan_in_fan_out"] = fan_in_fan_out;
   config["init_lora_weights"] = true;
@@ -179,7 +229,7 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
   config["lora_dropout"] = dropout_;
   config["modules_to_save"] = nullptr;
   config["r"] = rank_;
-  config["rank_pattern"] = nlohmann::json::object();
+  config["rank_pattern"] = patterns.rank;
   config["target_modules"] = modules;
   config["use_dora"] = false;
   config["use_rslora"] = rslora_;
@@ -214,9 +264,11 @@ absl::Status Lora::CheckPeftConfig(const nlohmann::json& config, const std::stri
 absl::Status Lora::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
                          torch::Tensor* /*bias*/) const {
   TensorCheck check(tensors);
-  const torch::Tensor a = check.Expect(PeftName(site.module, kAName), {rank_, site.in_features});
-  const torch::Tensor b = check.Expect(PeftName(site.module, kBName), {site.out_features, rank_});
+  const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
+  const torch::Tensor a = check.Expect(NameOf(site, kLoraAName), {rank_, site.in_features});
+  torch::Tensor b = check.Expect(NameOf(site, kLoraBName), {out, rank_});
   GRAFT_RETURN_IF_ERROR(check.Result("adapter"));
+  if (IsJoint(site)) b = b.narrow(0, site.fused_offset, site.out_features);
   *weight = at::addmm(*weight, b.to(at::kFloat), a.to(at::kFloat), /*beta=*/1, /*alpha=*/scale());
   return absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "adapters/lora_fused.h"
 
 namespace graft::adapters {
 
@@ -16,7 +17,7 @@ class Lora : public Method {
   // Linears only.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
       const std::vector<models::SiteSpec>& model_sites) const override;
-  // lora_A (r, in), lora_B (out, r) of each site.
+  // lora_A (r, in), lora_B (out, r) of each site; with `fused: joint` one pair for a shared module.
   std::vector<ParameterSpec> Parameters(
       const std::vector<models::SiteSpec>& matched) const override;
   // A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0.
@@ -28,6 +29,15 @@ class Lora : public Method {
   // computes something else.
   absl::Status CheckPeftConfig(const nlohmann::json& config,
                                const std::string& origin) const override;
+  // A shared module stands in the folder as one LoRA (lora_fused.h).
+  std::vector<std::pair<std::string, torch::Tensor>> ToFolder(
+      const std::vector<models::SiteSpec>& matched,
+      std::vector<std::pair<std::string, torch::Tensor>> parameters) const override;
+  // Refuses ranks and alphas of single modules, other than those of shared ones.
+  absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> FromFolder(
+      const std::vector<models::SiteSpec>& matched, const nlohmann::json& config,
+      std::vector<std::pair<std::string, torch::Tensor>> folder,
+      const std::string& origin) const override;
   // W + s B A.
   absl::Status Merge(const models::SiteSpec& site,
                      const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
@@ -35,12 +45,16 @@ class Lora : public Method {
 
  private:
   double scale() const;
+  bool IsJoint(const models::SiteSpec& site) const;
+  std::string NameOf(const models::SiteSpec& site, const std::string& suffix) const;
+  LoraPatterns Patterns(const std::vector<models::SiteSpec>& matched) const;
 
   std::vector<std::string> sites_ = {"attn.q", "attn.v"};
   int64_t rank_ = 8;
   double alpha_ = 16.0;
   double dropout_ = 0.0;
   bool rslora_ = false;
+  std::string fused_ = "split";
 };
 
 }  // namespace graft::adapters

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "adapters/fused_sites.h"
 #include "adapters/peft_config.h"
 #include "adapters/site_matching.h"
 #include "adapters/tensor_check.h"
@@ -56,9 +57,10 @@ absl::StatusOr<std::vector<SiteSpec>> Red::MatchSites(
   std::vector<Role> allowed = LinearRoles();
   for (const Role role : {Role::kAttnOut, Role::kFfnOut, Role::kLayerOut}) allowed.push_back(role);
   GRAFT_ASSIGN_OR_RETURN(std::vector<SiteSpec> matched, MatchRoles(sites_, allowed, model_sites));
-  std::map<std::string, Role> role_of_module;
+  std::map<std::string, Role> role_of_place;
   for (const SiteSpec& site : matched) {
-    const auto [other, inserted] = role_of_module.emplace(site.module, site.id.role);
+    const auto [other, inserted] =
+        role_of_place.emplace(ParameterName(site, kScaleName), site.id.role);
     if (!inserted) {
       return RecipeError(absl::StrCat("adapter.sites: found ", models::RoleName(other->second),
                                       " and ", models::RoleName(site.id.role),
@@ -74,8 +76,8 @@ std::vector<ParameterSpec> Red::Parameters(const std::vector<SiteSpec>& matched)
   for (const SiteSpec& site : matched) {
     const std::vector<int64_t> shape = {site.out_features};
     const int layer = site.id.layer;
-    if (has_scale()) parameters.push_back({PeftName(site.module, kScaleName), shape, layer});
-    if (has_bias()) parameters.push_back({PeftName(site.module, kBiasName), shape, layer});
+    if (has_scale()) parameters.push_back({ParameterName(site, kScaleName), shape, layer});
+    if (has_bias()) parameters.push_back({ParameterName(site, kBiasName), shape, layer});
   }
   return parameters;
 }
@@ -89,11 +91,11 @@ absl::StatusOr<Attachment> Red::Attach(const std::vector<SiteSpec>& matched_on_s
     const int layer = site.id.layer;
     if (has_scale()) {
       scale = at::ones({site.out_features}, vector).requires_grad_();
-      attachment.parameters.push_back({PeftName(site.module, kScaleName), scale, layer});
+      attachment.parameters.push_back({ParameterName(site, kScaleName), scale, layer});
     }
     if (has_bias()) {
       bias = at::zeros({site.out_features}, vector).requires_grad_();
-      attachment.parameters.push_back({PeftName(site.module, kBiasName), bias, layer});
+      attachment.parameters.push_back({ParameterName(site, kBiasName), bias, layer});
     }
     attachment.hooks.emplace_back(
         site.id, std::make_shared<RedHook>(scale, bias, models::IsLinear(site.id.role)));
@@ -117,13 +119,36 @@ absl::Status Red::CheckPeftConfig(const nlohmann::json& config, const std::strin
       absl::StrCat(origin, ": what is \"", Printable(what), "\", but adapter.what is ", what_));
 }
 
+NamedTensors Red::ToFolder(const std::vector<SiteSpec>& matched, NamedTensors parameters) const {
+  for (const FusedVector& vector : FusedVectors()) {
+    parameters = PackFused(matched, vector, std::move(parameters));
+  }
+  return parameters;
+}
+
+absl::StatusOr<NamedTensors> Red::FromFolder(const std::vector<SiteSpec>& matched,
+                                             const nlohmann::json& /*config*/, NamedTensors folder,
+                                             const std::string& origin) const {
+  for (const FusedVector& vector : FusedVectors()) {
+    GRAFT_ASSIGN_OR_RETURN(folder, UnpackFused(matched, vector, std::move(folder), origin));
+  }
+  return folder;
+}
+
+std::vector<FusedVector> Red::FusedVectors() const {
+  std::vector<FusedVector> vectors;
+  if (has_scale()) vectors.push_back({kScaleName, 1.0f});
+  if (has_bias()) vectors.push_back({kBiasName, 0.0f});
+  return vectors;
+}
+
 absl::Status Red::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
                         torch::Tensor* bias) const {
   if (!EditsLinearOutput(site.id.role)) return Method::Merge(site, tensors, weight, bias);
   TensorCheck check(tensors);
   torch::Tensor scale, shift;
-  if (has_scale()) scale = check.Expect(PeftName(site.module, kScaleName), {site.out_features});
-  if (has_bias()) shift = check.Expect(PeftName(site.module, kBiasName), {site.out_features});
+  if (has_scale()) scale = check.Expect(ParameterName(site, kScaleName), {site.out_features});
+  if (has_bias()) shift = check.Expect(ParameterName(site, kBiasName), {site.out_features});
   GRAFT_RETURN_IF_ERROR(check.Result("adapter"));
   if (has_scale()) {
     *weight = scale.to(at::kFloat).unsqueeze(1) * *weight;

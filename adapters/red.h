@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "adapters/fused_sites.h"
 
 namespace graft::adapters {
 
@@ -28,6 +29,14 @@ class Red : public Method {
   // Refuses a folder whose `what` differs.
   absl::Status CheckPeftConfig(const nlohmann::json& config,
                                const std::string& origin) const override;
+  // Of a shared module: one vector over all its outputs, 1 and 0 where no role is edited.
+  std::vector<std::pair<std::string, torch::Tensor>> ToFolder(
+      const std::vector<models::SiteSpec>& matched,
+      std::vector<std::pair<std::string, torch::Tensor>> parameters) const override;
+  absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> FromFolder(
+      const std::vector<models::SiteSpec>& matched, const nlohmann::json& config,
+      std::vector<std::pair<std::string, torch::Tensor>> folder,
+      const std::string& origin) const override;
   // W' = diag(s) W, b' = s (.) b + beta. layer.out does not merge.
   absl::Status Merge(const models::SiteSpec& site,
                      const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
@@ -35,6 +44,7 @@ class Red : public Method {
   bool MergeAddsBias(const models::SiteSpec& site) const override;
 
  private:
+  std::vector<FusedVector> FusedVectors() const;
   bool has_scale() const { return what_ != "bias"; }
   bool has_bias() const { return what_ != "scale"; }
 

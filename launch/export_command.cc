@@ -40,7 +40,8 @@ absl::Status ExportCommand(CommandContext& context) {
   const std::string base = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
   const nlohmann::json peft = adapter.method->PeftConfig(
       adapter.matched, {.base_model_name_or_path = base, .task_type = "CAUSAL_LM"});
-  GRAFT_RETURN_IF_ERROR(sharding::WriteAdapterFolder(to, peft, tensors));
+  GRAFT_RETURN_IF_ERROR(
+      sharding::WriteAdapterFolder(to, peft, adapter.method->ToFolder(adapter.matched, tensors)));
   LOG(INFO) << "adapter in " << to;
   return absl::OkStatus();
 }

@@ -2,7 +2,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/architectures/gpt2.h"
 #include "models/architectures/llama.h"
+#include "models/weights/expected_tensors.h"
 
 namespace graft::models {
 namespace {
@@ -13,12 +15,12 @@ struct Family {
   absl::StatusOr<std::unique_ptr<Backbone>> (*build)(const ModelConfig&, LayerRange, WeightSource&,
                                                      const BackboneOptions&);
   std::vector<SiteSpec> (*sites)(const ModelConfig&);
-  int64_t (*count)(const ModelConfig&);
 };
 
 const Family* FindFamily(const std::string& model_type) {
   static const std::vector<Family> families = {
-      {{"llama", "mistral", "qwen2"}, BuildLlama, ListLlamaSites, CountLlamaParameters},
+      {{"llama", "mistral", "qwen2"}, BuildLlama, ListLlamaSites},
+      {{"gpt2"}, BuildGpt2, ListGpt2Sites},
   };
   for (const Family& family : families) {
     for (const std::string& name : family.model_types) {
@@ -45,6 +47,11 @@ absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& confi
 std::vector<SiteSpec> ListSites(const ModelConfig& config) {
   return KnownFamily(config).sites(config);
 }
-int64_t CountParameters(const ModelConfig& config) { return KnownFamily(config).count(config); }
+
+int64_t CountParameters(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const auto& [name, shape] : ExpectedTensors(config)) count += c10::multiply_integers(shape);
+  return count;
+}
 
 }  // namespace graft::models

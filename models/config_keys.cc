@@ -1,5 +1,7 @@
 #include "models/config_keys.h"
 
+#include <initializer_list>
+#include <map>
 #include <set>
 
 #include <nlohmann/json.hpp>
@@ -16,42 +18,46 @@ using nlohmann::json;
 using Names = std::set<std::string>;
 
 // Read by model_config.cc for every model type.
-const Names& ReadKeys() {
-  static const Names* const names = new Names{"model_type",
-                                              "architectures",
-                                              "hidden_size",
-                                              "num_hidden_layers",
-                                              "num_attention_heads",
-                                              "num_key_value_heads",
-                                              "head_dim",
-                                              "intermediate_size",
-                                              "vocab_size",
-                                              "max_position_embeddings",
-                                              "rms_norm_eps",
-                                              "initializer_range",
-                                              "attention_dropout",
-                                              "tie_word_embeddings",
-                                              "hidden_act",
-                                              "rope_theta",
-                                              "rope_scaling",
-                                              "rope_parameters",
-                                              "dtype",
-                                              "torch_dtype",
-                                              "eos_token_id",
-                                              "bos_token_id",
-                                              "pad_token_id",
-                                              "layer_types"};
+const Names& CommonKeys() {
+  static const Names* const names = new Names{
+      "model_type", "architectures", "vocab_size",   "initializer_range", "tie_word_embeddings",
+      "dtype",      "torch_dtype",   "eos_token_id", "bos_token_id",      "pad_token_id"};
   return *names;
 }
 
-// Read for some model types only.
+Names LlamaKeys(std::initializer_list<std::string> more) {
+  Names names = {"hidden_size",
+                 "num_hidden_layers",
+                 "num_attention_heads",
+                 "num_key_value_heads",
+                 "head_dim",
+                 "intermediate_size",
+                 "max_position_embeddings",
+                 "rms_norm_eps",
+                 "attention_dropout",
+                 "hidden_act",
+                 "rope_theta",
+                 "rope_scaling",
+                 "rope_parameters",
+                 "layer_types"};
+  names.insert(more.begin(), more.end());
+  return names;
+}
+
+// Read for one family, or known to change nothing in it: GPT-2's summary_* belong to a head that is
+// not used here, its n_ctx repeats n_positions, and its dropouts are off.
 const Names& FamilyKeys(const std::string& model_type) {
-  static const Names* const llama = new Names{"attention_bias", "mlp_bias"};
-  static const Names* const mistral = new Names{"sliding_window"};
-  static const Names* const qwen2 =
-      new Names{"sliding_window", "use_sliding_window", "max_window_layers"};
-  if (model_type == "llama") return *llama;
-  return model_type == "mistral" ? *mistral : *qwen2;
+  static const auto* const families = new std::map<std::string, Names>{
+      {"llama", LlamaKeys({"attention_bias", "mlp_bias"})},
+      {"mistral", LlamaKeys({"sliding_window"})},
+      {"qwen2", LlamaKeys({"sliding_window", "use_sliding_window", "max_window_layers"})},
+      {"gpt2",
+       {"n_embd", "n_layer", "n_head", "n_positions", "n_inner", "n_ctx", "activation_function",
+        "layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_type",
+        "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+        "summary_first_dropout"}},
+  };
+  return families->at(model_type);
 }
 
 // Bookkeeping, generation defaults, tokenizer and task-head keys: none reaches the forward pass of
@@ -96,9 +102,15 @@ struct FixedKey {
 };
 const std::vector<FixedKey>& FixedKeys() {
   static const auto* const keys = new std::vector<FixedKey>{
-      {"pretraining_tp", 1},          {"rope_interleaved", false},
-      {"partial_rotary_factor", 1.0}, {"pruned_heads", json::object()},
+      {"pretraining_tp", 1},
+      {"rope_interleaved", false},
+      {"partial_rotary_factor", 1.0},
+      {"pruned_heads", json::object()},
       {"is_encoder_decoder", false},
+      {"scale_attn_weights", true},
+      {"add_cross_attention", false},
+      {"scale_attn_by_inverse_layer_idx", false},
+      {"reorder_and_upcast_attn", false},
   };
   return *keys;
 }
@@ -116,7 +128,7 @@ absl::Status CheckOtherKey(const std::string& key, const json& value, const std:
   if (key == "auto_map") {
     return Refuse(origin, key, "names code of its own, which may change the mathematics");
   }
-  std::vector<std::string> known(ReadKeys().begin(), ReadKeys().end());
+  std::vector<std::string> known(CommonKeys().begin(), CommonKeys().end());
   known.insert(known.end(), FamilyKeys(model_type).begin(), FamilyKeys(model_type).end());
   return Refuse(origin, key,
                 absl::StrCat("found ", DescribeJson(value), ", but model_type ", model_type,
@@ -137,7 +149,7 @@ absl::Status CheckConfigKeys(const json& config, const std::string& model_type,
   }
   for (const auto& [key, value] : config.items()) {
     bool known =
-        ReadKeys().count(key) + FamilyKeys(model_type).count(key) + HarmlessKeys().count(key) > 0;
+        CommonKeys().count(key) + FamilyKeys(model_type).count(key) + HarmlessKeys().count(key) > 0;
     for (const FixedKey& fixed : FixedKeys()) known = known || key == fixed.key;
     if (!known) GRAFT_RETURN_IF_ERROR(CheckOtherKey(key, value, model_type, origin));
   }

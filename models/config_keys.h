@@ -1,4 +1,4 @@
-// Which keys of a config.json of the Llama family mean what: read, required to have one value, or
+// Which keys of a config.json mean what: read, required to have one value, or
 // known to be harmless. Used by model_config.cc only. A key on no list is refused unless it is null
 // or false, because a key that nobody here knows may change the mathematics.
 #pragma once

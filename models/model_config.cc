@@ -1,5 +1,8 @@
 #include "models/model_config.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +11,8 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "models/config_keys.h"
+#include "models/config_limits.h"
+#include "models/gpt2_config.h"
 #include "models/rope_config.h"
 
 namespace graft::models {
@@ -15,37 +20,18 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxHidden = 65'536;
-constexpr int64_t kMaxIntermediate = 1'048'576;
-constexpr int64_t kMaxLayers = 1'024;
-constexpr int64_t kMaxHeads = 1'024;
-constexpr int64_t kMaxHeadDim = 4'096;
-constexpr int64_t kMaxVocab = 4'194'304;
-constexpr int64_t kMaxPositions = 16'777'216;
-
-// What transformers' config class of a model type takes for an absent key.
+// What transformers' config class of a Llama-like model type takes for an absent key.
 struct Defaults {
   const char* model_type;
   int64_t num_kv_heads;  // 0 = num_attention_heads
   int64_t max_positions;
   int64_t sliding_window;  // 0 = none
 };
-constexpr Defaults kModelTypes[] = {
+constexpr Defaults kLlamaTypes[] = {
     {"llama", 0, 2048, 0}, {"mistral", 8, 131'072, 4096}, {"qwen2", 32, 32'768, 4096}};
 
 absl::Status Refuse(const std::string& origin, const std::string& key, const std::string& why) {
   return InputError(absl::StrCat(origin, ": ", key, ": ", why));
-}
-
-absl::StatusOr<const Defaults*> FindModelType(const json& config, const std::string& origin) {
-  GRAFT_ASSIGN_OR_RETURN(const std::string name, GetString(config, "model_type", origin));
-  std::vector<std::string> names;
-  for (const Defaults& row : kModelTypes) {
-    if (name == row.model_type) return &row;
-    names.push_back(row.model_type);
-  }
-  return Refuse(origin, "model_type",
-                absl::StrCat("found \"", Printable(name), "\", supported are ", JoinNames(names)));
 }
 
 absl::Status ReadHeads(const json& config, const Defaults& defaults, const std::string& origin,
@@ -77,8 +63,8 @@ absl::Status ReadHeads(const json& config, const Defaults& defaults, const std::
   return absl::OkStatus();
 }
 
-absl::Status ReadSizes(const json& config, const Defaults& defaults, const std::string& origin,
-                       ModelConfig* out) {
+absl::Status ReadLlamaSizes(const json& config, const Defaults& defaults, const std::string& origin,
+                            ModelConfig* out) {
   GRAFT_ASSIGN_OR_RETURN(out->hidden_size, GetInt(config, "hidden_size", 1, kMaxHidden, origin));
   GRAFT_ASSIGN_OR_RETURN(out->num_layers,
                          GetInt(config, "num_hidden_layers", 1, kMaxLayers, origin));
@@ -91,7 +77,7 @@ absl::Status ReadSizes(const json& config, const Defaults& defaults, const std::
   return ReadHeads(config, defaults, origin, out);
 }
 
-absl::Status ReadNumerics(const json& config, const std::string& origin, ModelConfig* out) {
+absl::Status ReadLlamaNumerics(const json& config, const std::string& origin, ModelConfig* out) {
   GRAFT_ASSIGN_OR_RETURN(out->norm_eps,
                          GetRealOr(config, "rms_norm_eps", 1e-6, 1e-30, 1.0, origin));
   GRAFT_ASSIGN_OR_RETURN(out->initializer_range,
@@ -215,20 +201,59 @@ absl::Status ReadNames(const json& config, const std::string& origin, ModelConfi
   return absl::OkStatus();
 }
 
+absl::Status ReadLlamaConfig(const json& config, const std::string& origin, ModelConfig* out) {
+  const Defaults* const defaults =
+      std::find_if(std::begin(kLlamaTypes), std::end(kLlamaTypes),
+                   [out](const Defaults& row) { return out->model_type == row.model_type; });
+  GRAFT_RETURN_IF_ERROR(ReadLlamaSizes(config, *defaults, origin, out));
+  GRAFT_RETURN_IF_ERROR(ReadLlamaNumerics(config, origin, out));
+  GRAFT_RETURN_IF_ERROR(ReadBiases(config, origin, out));
+  return ReadSlidingWindow(config, *defaults, origin, out);
+}
+
+// One row per model type; a new backbone adds its line here.
+struct ModelType {
+  const char* name;
+  absl::Status (*read)(const json& config, const std::string& origin, ModelConfig* out);
+};
+constexpr ModelType kModelTypes[] = {
+    {"llama", &ReadLlamaConfig},
+    {"mistral", &ReadLlamaConfig},
+    {"qwen2", &ReadLlamaConfig},
+    {"gpt2", &ReadGpt2Config},
+};
+
+absl::StatusOr<const ModelType*> FindModelType(const json& config, const std::string& origin) {
+  GRAFT_ASSIGN_OR_RETURN(const std::string name, GetString(config, "model_type", origin));
+  std::vector<std::string> names;
+  for (const ModelType& row : kModelTypes) {
+    if (name == row.name) return &row;
+    names.push_back(row.name);
+  }
+  return Refuse(origin, "model_type",
+                absl::StrCat("found \"", Printable(name), "\", supported are ", JoinNames(names)));
+}
+
 }  // namespace
+
+absl::StatusOr<std::string> ReadActivation(const json& config, const std::string& key,
+                                           const std::string& fallback, const std::string& origin) {
+  static const std::vector<std::string> kKnown = {"gelu", "gelu_new", "gelu_pytorch_tanh", "relu"};
+  GRAFT_ASSIGN_OR_RETURN(const std::string name, GetStringOr(config, key, fallback, origin));
+  if (std::find(kKnown.begin(), kKnown.end(), name) != kKnown.end()) return name;
+  return Refuse(origin, key,
+                absl::StrCat("found \"", Printable(name), "\", supported are ", JoinNames(kKnown)));
+}
 
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::string& origin) {
   GRAFT_ASSIGN_OR_RETURN(const json config, ParseJson(text, origin));
   const std::string where = Printable(origin, 512);
-  GRAFT_ASSIGN_OR_RETURN(const Defaults* defaults, FindModelType(config, where));
+  GRAFT_ASSIGN_OR_RETURN(const ModelType* type, FindModelType(config, where));
   ModelConfig out;
-  out.model_type = defaults->model_type;
+  out.model_type = type->name;
   GRAFT_RETURN_IF_ERROR(CheckConfigKeys(config, out.model_type, where));
   GRAFT_RETURN_IF_ERROR(ReadNames(config, where, &out));
-  GRAFT_RETURN_IF_ERROR(ReadSizes(config, *defaults, where, &out));
-  GRAFT_RETURN_IF_ERROR(ReadNumerics(config, where, &out));
-  GRAFT_RETURN_IF_ERROR(ReadBiases(config, where, &out));
-  GRAFT_RETURN_IF_ERROR(ReadSlidingWindow(config, *defaults, where, &out));
+  GRAFT_RETURN_IF_ERROR(type->read(config, where, &out));
   GRAFT_RETURN_IF_ERROR(ReadTokens(config, where, &out));
   return out;
 }

@@ -28,7 +28,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string model_type;      // "llama", "mistral", "qwen2", ...
+  std::string model_type;      // "llama", "mistral", "qwen2", "gpt2"
   std::string architecture;    // first of `architectures`, may be empty
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
@@ -46,7 +46,11 @@ struct ModelConfig {
   bool attention_out_bias = false;
   bool mlp_bias = false;
   std::string activation = "silu";
-  RopeConfig rope;
+  // What the architecture fixes without a key in config.json.
+  bool gated_ffn = true;       // act(gate) * up, else act(up)
+  bool layer_norm = false;     // LayerNorm with a bias, else RMSNorm
+  int64_t position_rows = 0;   // learned positions: rows of their table; 0 = rotary
+  RopeConfig rope;             // when position_rows is 0
   // 0 = full attention; else keys at distance >= window are masked. One entry per layer.
   std::vector<int64_t> sliding_window;
   std::string dtype;           // of the folder: "float32", "bfloat16", "float16" or empty

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "models/gpt2_config.h"
 #include "models/model_config.h"
 
 namespace graft::models {
@@ -29,6 +30,10 @@ constexpr Shape kShapes[] = {
     {"llama-70b", "llama", 8192, 80, 64, 8, 28'672, 128'256, 8192, 500000.0, 1e-5, false, 0},
     {"llama-2-7b", "llama", 4096, 32, 32, 32, 11'008, 32'000, 4096, 10000.0, 1e-5, false, 0},
     {"llama-2-13b", "llama", 5120, 40, 40, 40, 13'824, 32'000, 4096, 10000.0, 1e-5, false, 0},
+    {"gpt2-tiny", "gpt2", 64, 4, 4, 4, 256, 256, 256, 0, 1e-5, true, 0},
+    {"gpt2", "gpt2", 768, 12, 12, 12, 3072, 50'257, 1024, 0, 1e-5, true, 0},
+    {"gpt2-medium", "gpt2", 1024, 24, 16, 16, 4096, 50'257, 1024, 0, 1e-5, true, 0},
+    {"gpt2-large", "gpt2", 1280, 36, 20, 20, 5120, 50'257, 1024, 0, 1e-5, true, 0},
 };
 
 ModelConfig Expand(const Shape& shape) {
@@ -44,6 +49,11 @@ ModelConfig Expand(const Shape& shape) {
   config.max_positions = shape.positions;
   config.norm_eps = shape.norm_eps;
   config.tie_word_embeddings = shape.tied;
+  if (config.model_type == "gpt2") {
+    config.activation = "gelu_new";
+    SetGpt2Facts(&config);
+    return config;
+  }
   config.qkv_bias = config.model_type == "qwen2";
   config.rope.theta = shape.theta;
   if (shape.llama3_factor > 0) {

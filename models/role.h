@@ -36,6 +36,11 @@ struct SiteSpec {
   int64_t in_features = 0;   // hidden-state roles: in = out = width
   int64_t out_features = 0;
   bool fan_in_fan_out = false;  // weight stored (in, out), as GPT-2's Conv1D
+  // A projection that several sites share (GPT-2's c_attn): `module` has fused_features outputs, of which this site's are
+  // [fused_offset, fused_offset + out_features). 0 = the module is the site's own.
+  int64_t fused_features = 0;
+  int64_t fused_offset = 0;
+  bool fused() const { return fused_features > 0; }
 };
 
 }  // namespace graft::models

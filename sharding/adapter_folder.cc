@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kTensorFile = "adapter_model.safetensors";
 
-using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
+using adapters::NamedTensors;
 
 absl::Status WriteTensors(const std::string& path, const NamedTensors& tensors) {
   std::vector<torch::Tensor> values;  // keeps the float32 copies alive
@@ -124,11 +124,15 @@ absl::StatusOr<AdapterFolder> ReadAdapterFolder(const std::string& path) {
   return folder;
 }
 
-absl::Status CheckAdapterFolder(const AdapterFolder& folder, const adapters::Method& method,
-                                const std::vector<models::SiteSpec>& matched) {
+absl::StatusOr<NamedTensors> FolderParameters(const AdapterFolder& folder,
+                                              const adapters::Method& method,
+                                              const std::vector<models::SiteSpec>& matched) {
+  const std::string tensor_file = JoinPath(folder.path, kTensorFile);
   GRAFT_RETURN_IF_ERROR(method.CheckPeftConfig(folder.config, JoinPath(folder.path, kConfigFile)));
-  return adapters::CheckAdapterTensors(method, matched, folder.tensors,
-                                       JoinPath(folder.path, kTensorFile));
+  GRAFT_ASSIGN_OR_RETURN(NamedTensors parameters,
+                         method.FromFolder(matched, folder.config, folder.tensors, tensor_file));
+  GRAFT_RETURN_IF_ERROR(adapters::CheckAdapterTensors(method, matched, parameters, tensor_file));
+  return parameters;
 }
 
 }  // namespace graft::sharding

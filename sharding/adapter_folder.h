@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "adapters/adapter.h"
+#include "adapters/tensor_check.h"
 
 namespace graft::sharding {
 
@@ -34,9 +35,11 @@ absl::Status WriteAdapterFolder(const std::string& path, const nlohmann::json& c
 // that is no floating type or holds a value that is not finite.
 absl::StatusOr<AdapterFolder> ReadAdapterFolder(const std::string& path);
 
-// Whether the folder is what `method` trains at the matched sites of the whole model: its config,
-// then names, shapes and values. Kind input with the first mismatches.
-absl::Status CheckAdapterFolder(const AdapterFolder& folder, const adapters::Method& method,
-                                const std::vector<models::SiteSpec>& matched);
+// The parameters of `method` at the matched sites of the whole model, out of a folder that must be
+// what it trains there: its config, then names, shapes and values. Kind input with the first
+// mismatches.
+absl::StatusOr<adapters::NamedTensors> FolderParameters(
+    const AdapterFolder& folder, const adapters::Method& method,
+    const std::vector<models::SiteSpec>& matched);
 
 }  // namespace graft::sharding

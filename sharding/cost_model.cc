@@ -15,6 +15,11 @@ constexpr int64_t kLossChunkPositions = 1024;
 constexpr int64_t kLossChunkBytes = int64_t{64} << 20;
 constexpr int64_t kBuffersPerDirection = 2;
 
+// Parameters of one normalisation over the hidden width.
+int64_t NormParameters(const ModelConfig& config) {
+  return (config.layer_norm ? 2 : 1) * config.hidden_size;
+}
+
 // a / L of performance.md 1.1.
 double LayerAttentionFlop(const ModelConfig& config, int64_t sequence_length) {
   return 2.0 * static_cast<double>(sequence_length) * static_cast<double>(config.q_width());
@@ -25,7 +30,7 @@ double LayerAttentionFlop(const ModelConfig& config, int64_t sequence_length) {
 int64_t LayerMatmulParameters(const ModelConfig& config) {
   const int64_t h = config.hidden_size;
   const int64_t attention = 2 * h * config.q_width() + 2 * h * config.kv_width();
-  return attention + 3 * h * config.intermediate_size;
+  return attention + (config.gated_ffn ? 3 : 2) * h * config.intermediate_size;
 }
 
 int64_t HeadMatmulParameters(const ModelConfig& config) {
@@ -37,19 +42,21 @@ int64_t MatmulParameters(const ModelConfig& config) {
 }
 
 int64_t LayerParameters(const ModelConfig& config) {
-  int64_t count = LayerMatmulParameters(config) + 2 * config.hidden_size;
+  int64_t count = LayerMatmulParameters(config) + 2 * NormParameters(config);
   if (config.qkv_bias) count += config.q_width() + 2 * config.kv_width();
   if (config.attention_out_bias) count += config.hidden_size;
-  if (config.mlp_bias) count += 2 * config.intermediate_size + config.hidden_size;
+  if (config.mlp_bias) {
+    count += (config.gated_ffn ? 2 : 1) * config.intermediate_size + config.hidden_size;
+  }
   return count;
 }
 
 int64_t EmbeddingParameters(const ModelConfig& config) {
-  return config.hidden_size * config.vocab_size;
+  return config.hidden_size * (config.vocab_size + config.position_rows);
 }
 
 int64_t HeadParameters(const ModelConfig& config) {
-  return config.hidden_size + HeadMatmulParameters(config);
+  return NormParameters(config) + HeadMatmulParameters(config);
 }
 
 double LayerForwardFlop(const ModelConfig& config, int64_t sequence_length) {
@@ -74,11 +81,13 @@ double TrainingFlopPerToken(const ModelConfig& config, const WorkShape& work) {
 }
 
 int64_t LeanElementBytes(const ModelConfig& config, int64_t element_bytes) {
-  return element_bytes * 2 *
-         (config.hidden_size + config.q_width() + config.kv_width() + config.intermediate_size);
+  return element_bytes * (2 * (config.hidden_size + config.q_width() + config.kv_width()) +
+                          (config.gated_ffn ? 2 : 1) * config.intermediate_size);
 }
 
-int64_t StatisticsBytes(const ModelConfig& config) { return 4 * (2 + config.num_heads); }
+int64_t StatisticsBytes(const ModelConfig& config) {
+  return 4 * ((config.layer_norm ? 4 : 2) + config.num_heads);
+}
 
 RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const MemoryShape& shape) {
   const double element = static_cast<double>(shape.element_bytes);
@@ -94,7 +103,7 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   if (part.head && !(part.embed && config.tie_word_embeddings)) {
     matmul += static_cast<double>(HeadMatmulParameters(config));
   }
-  if (part.head) other += width;
+  if (part.head) other += static_cast<double>(NormParameters(config));
   memory.frozen = element * (matmul * (shape.packed_twice ? 2 : 1) + other);
 
   memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);

@@ -40,7 +40,8 @@ struct WorkShape {
 double TrainingFlopPerToken(const models::ModelConfig& config, const WorkShape& work);
 
 // Bytes that autograd keeps per token and layer: block input, mid-block residual, q, k, v,
-// attention output, gate and up, plus float32 statistics (two 1/rms, one log-sum-exp per head).
+// attention output, gate and up (without a gate: up), plus float32 statistics (per norm 1/rms, or
+// mean and 1/std; one log-sum-exp per head).
 int64_t LeanElementBytes(const models::ModelConfig& config, int64_t element_bytes);
 int64_t StatisticsBytes(const models::ModelConfig& config);
 

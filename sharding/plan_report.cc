@@ -150,8 +150,9 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
                           Bytes(memory.activations), Bytes(memory.boundaries), Bytes(memory.head),
                           Bytes(memory.total()), plan.StageCost(index));
   }
-  const int64_t total = config.num_layers * LayerParameters(config) + HeadParameters(config) +
-                        (config.tie_word_embeddings ? 0 : EmbeddingParameters(config));
+  const int64_t total = config.num_layers * LayerParameters(config) + EmbeddingParameters(config) +
+                        HeadParameters(config) -
+                        (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0);
   absl::StrAppendFormat(&text, "parameters  %d trainable of %d frozen (%.4f %%)\n", trainable,
                         total, 100.0 * static_cast<double>(trainable) / static_cast<double>(total));
   absl::StrAppendFormat(&text, "balance     %.1f %%, worst stage %d\n", 100.0 * plan.Efficiency(),

@@ -18,9 +18,8 @@ constexpr char kParameterPrefix[] = "param/";
 
 absl::StatusOr<sharding::NamedTensors> FromAdapterFolder(const std::string& path,
                                                          const AdapterChoice& adapter) {
-  GRAFT_ASSIGN_OR_RETURN(sharding::AdapterFolder folder, sharding::ReadAdapterFolder(path));
-  GRAFT_RETURN_IF_ERROR(sharding::CheckAdapterFolder(folder, *adapter.method, adapter.matched));
-  return std::move(folder.tensors);
+  GRAFT_ASSIGN_OR_RETURN(const sharding::AdapterFolder folder, sharding::ReadAdapterFolder(path));
+  return sharding::FolderParameters(folder, *adapter.method, adapter.matched);
 }
 
 TextMap AdapterKeys(const TextMap& fixed) {

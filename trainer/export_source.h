@@ -11,7 +11,7 @@
 
 namespace graft::trainer {
 
-// The adapter's tensors, checked against what the recipe's method has at the matched sites of the
+// The adapter's parameters, checked against what the recipe's method has at the matched sites of the
 // whole model. Of a run's output: its adapter folder, else its newest valid checkpoint. Kind input,
 // io; kind recipe when a checkpoint was made with other `adapter` keys than the recipe's.
 absl::StatusOr<sharding::NamedTensors> ReadExportSource(const Recipe& recipe,

@@ -56,8 +56,12 @@ void AddShape(const models::ModelConfig& config, std::string* text) {
   AddLine("inner size", config.intermediate_size, text);
   AddLine("vocabulary", config.vocab_size, text);
   AddLine("positions", config.max_positions, text);
-  AddLine("rotary embedding", DescribeRope(config.rope), text);
-  AddLine("sliding window", DescribeWindow(config.sliding_window), text);
+  if (config.position_rows > 0) {
+    AddLine("position table", absl::StrCat(config.position_rows, " learned rows"), text);
+  } else {
+    AddLine("rotary embedding", DescribeRope(config.rope), text);
+    AddLine("sliding window", DescribeWindow(config.sliding_window), text);
+  }
   AddLine("head", config.tie_word_embeddings ? "tied to the embedding" : "untied", text);
 }
 

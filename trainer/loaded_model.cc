@@ -150,15 +150,15 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
 }
 
 absl::Status LoadedModel::InitFrom(const std::string& folder) {
-  const auto read = [&]() -> absl::StatusOr<sharding::AdapterFolder> {
-    GRAFT_ASSIGN_OR_RETURN(sharding::AdapterFolder adapter, sharding::ReadAdapterFolder(folder));
-    GRAFT_RETURN_IF_ERROR(sharding::CheckAdapterFolder(adapter, method(), matched()));
-    return adapter;
+  const auto read = [&]() -> absl::StatusOr<sharding::NamedTensors> {
+    GRAFT_ASSIGN_OR_RETURN(const sharding::AdapterFolder adapter,
+                           sharding::ReadAdapterFolder(folder));
+    return sharding::FolderParameters(adapter, method(), matched());
   };
-  absl::StatusOr<sharding::AdapterFolder> adapter = sharding::AdapterFolder();
-  if (world_.rank() == 0) adapter = read();
-  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world_.all(), adapter.status()));
-  return sharding::ScatterParameters(world_.all(), adapter->tensors, adapters());
+  absl::StatusOr<sharding::NamedTensors> parameters = sharding::NamedTensors();
+  if (world_.rank() == 0) parameters = read();
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world_.all(), parameters.status()));
+  return sharding::ScatterParameters(world_.all(), *parameters, adapters());
 }
 
 int64_t LoadedModel::total_parameters() const {
@@ -174,7 +174,10 @@ absl::Status LoadedModel::WriteAdapter(const std::string& folder) {
   const sharding::NamedTensors tensors =
       sharding::GatherParameters(*groups_.pipeline_group, adapters());
   absl::Status status;
-  if (world_.rank() == 0) status = sharding::WriteAdapterFolder(folder, PeftConfig(), tensors);
+  if (world_.rank() == 0) {
+    status =
+        sharding::WriteAdapterFolder(folder, PeftConfig(), method().ToFolder(matched(), tensors));
+  }
   return comm::AgreeOnStatus(*groups_.pipeline_group, status);
 }
 

@@ -64,7 +64,7 @@ class Merger {
          const adapters::Method& method, const std::vector<SiteSpec>& matched,
          const sharding::NamedTensors& adapter)
       : weights_(std::move(weights)), config_(config), method_(method), adapter_(adapter) {
-    for (const SiteSpec& site : matched) sites_[site.module].push_back(site);
+    for (const SiteSpec& site : matched) sites_[StoredModule(site.module)].push_back(site);
   }
 
   // Finds the biases that the merged model has and the model has not.
@@ -127,6 +127,32 @@ class Merger {
                                     "\" cannot have; export the adapter instead"));
   }
 
+  // A module's name in the folder, which may lack the prefix of the base model.
+  std::string StoredModule(const std::string& module) const {
+    const std::string ending = ".weight";
+    const std::string stored = weights_->StoredName(module + ending);
+    return stored.substr(0, stored.size() - ending.size());
+  }
+
+  // Merges one site into its module's weight, as stored, and bias. A shared module is merged in the
+  // rows of the site.
+  absl::Status MergeSite(const SiteSpec& site, torch::Tensor* weight, torch::Tensor* bias) {
+    torch::Tensor rows = site.fan_in_fan_out ? weight->t() : *weight;
+    if (!site.fused()) {
+      GRAFT_RETURN_IF_ERROR(method_.Merge(site, adapter_, &rows, bias));
+      *weight = site.fan_in_fan_out ? rows.t() : rows;
+      return absl::OkStatus();
+    }
+    const auto part = [&site](const torch::Tensor& whole) {
+      return whole.narrow(0, site.fused_offset, site.out_features);
+    };
+    torch::Tensor merged = part(rows).clone(), shift = part(*bias).clone();
+    GRAFT_RETURN_IF_ERROR(method_.Merge(site, adapter_, &merged, &shift));
+    part(rows).copy_(merged);
+    part(*bias).copy_(shift);
+    return absl::OkStatus();
+  }
+
   // The module that a tensor of the merged model belongs to, when the adapter changes it.
   const std::vector<SiteSpec>* SitesOf(const std::string& name) const {
     const size_t dot = name.rfind('.');
@@ -155,8 +181,7 @@ class Merger {
       bias = at::zeros({weight_view.shape[0]}, torch::kFloat);
     }
     if (sites != nullptr) {
-      for (const SiteSpec& site : *sites)
-        GRAFT_RETURN_IF_ERROR(method_.Merge(site, adapter_, &weight, &bias));
+      for (const SiteSpec& site : *sites) GRAFT_RETURN_IF_ERROR(MergeSite(site, &weight, &bias));
     }
     const bool is_weight = absl::EndsWith(name, ".weight");
     GRAFT_ASSIGN_OR_RETURN(const torch::Dtype dtype, DtypeOf(weight_view, name));

@@ -14,8 +14,7 @@ namespace {
 void HeadLoss(benchmark::State& state) {
   const torch::Dtype dtype = DtypeOf(state.range(1) != 0);
   const models::LossHead head{
-      .norm_weight = at::ones({kHidden}),
-      .norm_eps = 1e-5,
+      .norm = {.weight = at::ones({kHidden}), .bias = {}, .eps = 1e-5},
       .projection = models::FrozenLinear(
           models::MakeFrozenWeight(at::randn({kVocabulary, kHidden}).mul_(0.02).to(dtype)), {})};
   const torch::Tensor h = at::randn({kTokens, kHidden}).to(dtype).requires_grad_(true);

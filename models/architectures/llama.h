@@ -13,6 +13,5 @@ absl::StatusOr<std::unique_ptr<Backbone>> BuildLlama(const ModelConfig& config, 
                                                      WeightSource& weights,
                                                      const BackboneOptions& options);
 std::vector<SiteSpec> ListLlamaSites(const ModelConfig& config);
-int64_t CountLlamaParameters(const ModelConfig& config);
 
 }  // namespace graft::models

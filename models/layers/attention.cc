@@ -65,9 +65,12 @@ struct KernelOutput {
 };
 
 KernelOutput RunKernel(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                       int64_t window) {
-  const auto mask = WindowMask(q.size(2), k.size(2), window, q.scalar_type());
-  const bool causal = !mask.has_value() && q.size(2) > 1;
+                       const AttentionShape& shape) {
+  std::optional<torch::Tensor> mask;
+  if (shape.causal) {
+    mask = WindowMask(q.size(2), k.size(2), shape.sliding_window, q.scalar_type());
+  }
+  const bool causal = shape.causal && !mask.has_value() && q.size(2) > 1;
   auto [out, log_sum_exp] =
       at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask);
   return {out, log_sum_exp};
@@ -82,18 +85,18 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     torch::autograd::variable_list saved{q, k, v, out};
     const torch::Dtype dtype = KernelType(q);
     for (const Block& block : Blocks(segments)) {
-      const KernelOutput result = RunKernel(
-          Heads(q, block, shape.num_heads, shape.head_dim).to(dtype),
-          Heads(k, block, shape.num_kv_heads, shape.head_dim).to(dtype),
-          Heads(v, block, shape.num_kv_heads, shape.head_dim).to(dtype), shape.sliding_window);
+      const KernelOutput result =
+          RunKernel(Heads(q, block, shape.num_heads, shape.head_dim).to(dtype),
+                    Heads(k, block, shape.num_kv_heads, shape.head_dim).to(dtype),
+                    Heads(v, block, shape.num_kv_heads, shape.head_dim).to(dtype), shape);
       Heads(out, block, shape.num_heads, shape.head_dim).copy_(result.out);
       saved.push_back(result.log_sum_exp);
       context->saved_data[std::to_string(saved.size())] =
           std::vector<int64_t>{block.begin, block.rows, block.length};
     }
     context->save_for_backward(saved);
-    context->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.num_kv_heads,
-                                                        shape.head_dim, shape.sliding_window};
+    context->saved_data["shape"] = std::vector<int64_t>{
+        shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.sliding_window, shape.causal};
     return out;
   }
 
@@ -111,12 +114,14 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     for (size_t i = 4; i < saved.size(); ++i) {
       const auto numbers = context->saved_data[std::to_string(i + 1)].toIntVector();
       const Block block{numbers[0], numbers[1], numbers[2]};
-      const auto mask = WindowMask(block.length, block.length, shape[3], dtype);
+      const bool causal = shape[4] != 0;
+      const auto mask = causal ? WindowMask(block.length, block.length, shape[3], dtype)
+                               : std::optional<torch::Tensor>();
       auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
           heads(grad, block, shape[0]).to(dtype), heads(saved[0], block, shape[0]).to(dtype),
           heads(saved[1], block, shape[1]).to(dtype), heads(saved[2], block, shape[1]).to(dtype),
           heads(saved[3], block, shape[0]).to(dtype), saved[i], 0.0,
-          !mask.has_value() && block.length > 1, mask);
+          causal && !mask.has_value() && block.length > 1, mask);
       heads(result[0], block, shape[0]).copy_(dq);
       heads(result[1], block, shape[1]).copy_(dk);
       heads(result[2], block, shape[1]).copy_(dv);
@@ -166,8 +171,7 @@ torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& 
     const KernelOutput result =
         RunKernel(Heads(q, queries, shape.num_heads, shape.head_dim).to(dtype),
                   Heads(entry.keys, cached, shape.num_kv_heads, shape.head_dim).to(dtype),
-                  Heads(entry.values, cached, shape.num_kv_heads, shape.head_dim).to(dtype),
-                  shape.sliding_window);
+                  Heads(entry.values, cached, shape.num_kv_heads, shape.head_dim).to(dtype), shape);
     Heads(out, queries, shape.num_heads, shape.head_dim).copy_(result.out);
   }
   return out;

@@ -1,5 +1,5 @@
-// Causal self-attention over the segments of a micro-batch. Never crosses segments; keeps q, k, v,
-// the output and the log-sum-exp.
+// Self-attention over the segments of a micro-batch, causal or in both directions. Never crosses
+// segments; keeps q, k, v, the output and the log-sum-exp.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ struct AttentionShape {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t sliding_window = 0;  // 0 = full; else a key at distance >= window is not seen
+  bool causal = true;          // false: every key is seen, and sliding_window must be 0
 };
 
 // q (N, heads * head_dim), k and v (N, kv_heads * head_dim), after RoPE -> (N, heads * head_dim).

@@ -6,7 +6,6 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "models/layers/rms_norm.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
 
@@ -89,7 +88,7 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     // The norm's own backward serves here too; its graph lives inside this chunk only.
     torch::AutoGradMode with_graph(gradient);
     const torch::Tensor input = picked.detach().requires_grad_(gradient);
-    const torch::Tensor normed = RmsNorm(input, head.norm_weight, head.norm_eps).value;
+    const torch::Tensor normed = head.norm.Forward(input).value;
     at::NoGradGuard no_grad;
     torch::Tensor logits = head.projection.weight().Multiply(normed.detach(), torch::kFloat32);
     const double sum = ChunkLosses(logits, ids, gradient).sum(torch::kFloat64).item<double>();
@@ -114,8 +113,8 @@ torch::Tensor HeadLosses(const torch::Tensor& h, const std::vector<int64_t>& row
   at::NoGradGuard no_grad;
   torch::Tensor losses = at::empty({static_cast<int64_t>(rows.size())}, torch::kFloat32);
   ForEachChunk(h, rows, head, [&](int64_t first, const torch::Tensor& picked) {
-    torch::Tensor logits = head.projection.weight().Multiply(
-        RmsNorm(picked, head.norm_weight, head.norm_eps).value, torch::kFloat32);
+    torch::Tensor logits =
+        head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
     losses.narrow(0, first, picked.size(0)).copy_(ChunkLosses(logits, ids.data() + first, false));
   });
   return losses;
@@ -124,8 +123,8 @@ torch::Tensor HeadLosses(const torch::Tensor& h, const std::vector<int64_t>& row
 torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,
                          const LossHead& head) {
   at::NoGradGuard no_grad;
-  return head.projection.weight().Multiply(
-      RmsNorm(Select(h, rows), head.norm_weight, head.norm_eps).value, torch::kFloat32);
+  return head.projection.weight().Multiply(head.norm.Forward(Select(h, rows)).value,
+                                           torch::kFloat32);
 }
 
 }  // namespace graft::models

@@ -7,12 +7,12 @@
 #include <torch/types.h>
 
 #include "models/layers/frozen_linear.h"
+#include "models/layers/norm.h"
 
 namespace graft::models {
 
 struct LossHead {
-  torch::Tensor norm_weight;  // (D) float32
-  double norm_eps = 1e-6;
+  Norm norm;
   FrozenLinear projection;  // (V, D), no bias
 };
 

@@ -1,5 +1,7 @@
 #include "models/weights/expected_tensors.h"
 
+#include <set>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -16,7 +18,7 @@ void AddLinear(const std::string& name, int64_t in, int64_t out, bool bias, Shap
   if (bias) (*shapes)[name + ".bias"] = {out};
 }
 
-void AddLayer(const ModelConfig& config, int64_t layer, ShapeMap* shapes) {
+void AddLlamaLayer(const ModelConfig& config, int64_t layer, ShapeMap* shapes) {
   const std::string prefix = absl::StrCat("model.layers.", layer, ".");
   const std::string attention = prefix + "self_attn.";
   const std::string mlp = prefix + "mlp.";
@@ -33,7 +35,44 @@ void AddLayer(const ModelConfig& config, int64_t layer, ShapeMap* shapes) {
   (*shapes)[prefix + "post_attention_layernorm.weight"] = {width};
 }
 
+void AddLlama(const ModelConfig& config, ShapeMap* shapes) {
+  (*shapes)["model.embed_tokens.weight"] = {config.vocab_size, config.hidden_size};
+  (*shapes)["model.norm.weight"] = {config.hidden_size};
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) AddLlamaLayer(config, layer, shapes);
+}
+
+void AddLayerNorm(const std::string& name, int64_t width, ShapeMap* shapes) {
+  (*shapes)[name + ".weight"] = (*shapes)[name + ".bias"] = {width};
+}
+
+// HF's Conv1D: (in, out).
+void AddConv1D(const std::string& name, int64_t in, int64_t out, ShapeMap* shapes) {
+  (*shapes)[name + ".weight"] = {in, out};
+  (*shapes)[name + ".bias"] = {out};
+}
+
+void AddGpt2(const ModelConfig& config, ShapeMap* shapes) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  (*shapes)["transformer.wte.weight"] = {config.vocab_size, width};
+  (*shapes)["transformer.wpe.weight"] = {config.position_rows, width};
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = absl::StrCat("transformer.h.", layer, ".");
+    AddLayerNorm(prefix + "ln_1", width, shapes);
+    AddConv1D(prefix + "attn.c_attn", width, 3 * width, shapes);
+    AddConv1D(prefix + "attn.c_proj", width, width, shapes);
+    AddLayerNorm(prefix + "ln_2", width, shapes);
+    AddConv1D(prefix + "mlp.c_fc", width, inner, shapes);
+    AddConv1D(prefix + "mlp.c_proj", inner, width, shapes);
+  }
+  AddLayerNorm("transformer.ln_f", width, shapes);
+}
+
+// Caches of old folders (rotary frequencies, causal masks), task heads, the copy of a tied head.
 bool MayBeExtra(const ModelConfig& config, const std::string& name) {
+  if (config.model_type == "gpt2" &&
+      (absl::EndsWith(name, ".attn.bias") || absl::EndsWith(name, ".attn.masked_bias"))) {
+    return true;
+  }
   return absl::EndsWith(name, ".rotary_emb.inv_freq") || name == "score.weight" ||
          (config.tie_word_embeddings && name == "lm_head.weight");
 }
@@ -51,12 +90,14 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 ShapeMap ExpectedTensors(const ModelConfig& config) {
   ShapeMap shapes;
-  shapes["model.embed_tokens.weight"] = {config.vocab_size, config.hidden_size};
-  shapes["model.norm.weight"] = {config.hidden_size};
+  if (config.model_type == "gpt2") {
+    AddGpt2(config, &shapes);
+  } else {
+    AddLlama(config, &shapes);
+  }
   if (!config.tie_word_embeddings) {
     shapes["lm_head.weight"] = {config.vocab_size, config.hidden_size};
   }
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) AddLayer(config, layer, &shapes);
   return shapes;
 }
 
@@ -75,8 +116,10 @@ absl::Status CheckWeights(const ModelConfig& config, WeightFolder& weights) {
                                      ", supported are F32, F16, BF16"));
     }
   }
+  std::set<std::string> found;
+  for (const auto& [name, shape] : expected) found.insert(weights.StoredName(name));
   for (const std::string& name : weights.names()) {
-    if (expected.count(name) == 0 && !MayBeExtra(config, name)) {
+    if (found.count(name) == 0 && !MayBeExtra(config, name)) {
       return InputError(absl::StrCat(Printable(weights.folder(), 512), ": tensor `",
                                      Printable(name), "` belongs to no place of a ",
                                      config.model_type, " model with this config.json"));

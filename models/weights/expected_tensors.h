@@ -1,5 +1,5 @@
-// Which tensors a model folder must hold, from its config alone: names and shapes of the Llama
-// family. Used by `graft inspect` and by checks before any weight is loaded. No LibTorch.
+// Which tensors a model folder must hold, from its config alone: names and shapes of every family.
+// Used by `graft inspect` and by checks before any weight is loaded. No LibTorch.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,10 @@ class WeightFolder {
   // Views stay valid while this object lives. Opens the shard of `name`.
   absl::StatusOr<TensorView> Find(const std::string& name);
   bool Has(const std::string& name) const;
-  std::vector<std::string> names() const;   // sorted
+  // The tensor's name in the folder: `name` itself, or without the prefix of the base model ("h.0..." for "transformer.h.0..."),
+  // as HF writes a model that was saved without a head. Find and Has take both.
+  std::string StoredName(const std::string& name) const;
+  std::vector<std::string> names() const;   // sorted; as stored
   const std::string& folder() const { return folder_; }
 
  private:

@@ -18,6 +18,8 @@ using nlohmann::json;
 
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
+// Of the base model: HF leaves it out when the base model was saved without a head.
+constexpr const char* kBasePrefixes[] = {"transformer."};
 constexpr int64_t kMaxIndexBytes = 100'000'000;
 
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path,
@@ -120,7 +122,7 @@ absl::StatusOr<std::shared_ptr<WeightFolder>> WeightFolder::Open(const std::stri
 }
 
 absl::StatusOr<TensorView> WeightFolder::Find(const std::string& name) {
-  const auto it = file_of_.find(name);
+  const auto it = file_of_.find(StoredName(name));
   if (it == file_of_.end()) {
     return InputError(absl::StrCat(Printable(folder_, 512), ": tensor `", Printable(name),
                                    "` is missing; the folder has ", file_of_.size(), " tensors"));
@@ -132,10 +134,22 @@ absl::StatusOr<TensorView> WeightFolder::Find(const std::string& name) {
     GRAFT_RETURN_IF_ERROR(CheckShardContents(*shard, file, file_of_));
     open = open_.emplace(file, std::move(shard)).first;
   }
-  return open->second->Find(name);
+  return open->second->Find(it->first);
 }
 
-bool WeightFolder::Has(const std::string& name) const { return file_of_.count(name) != 0; }
+bool WeightFolder::Has(const std::string& name) const {
+  return file_of_.count(StoredName(name)) != 0;
+}
+
+std::string WeightFolder::StoredName(const std::string& name) const {
+  if (file_of_.count(name) != 0) return name;
+  for (const char* const prefix : kBasePrefixes) {
+    if (!absl::StartsWith(name, prefix)) continue;
+    const std::string bare = name.substr(std::string(prefix).size());
+    if (file_of_.count(bare) != 0) return bare;
+  }
+  return name;
+}
 
 std::vector<std::string> WeightFolder::names() const {
   std::vector<std::string> names;

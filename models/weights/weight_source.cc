@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/philox.h"
@@ -63,7 +64,7 @@ class RandomWeights : public WeightSource {
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override {
     torch::Tensor values = at::empty(shape, torch::kFloat32);
-    if (name.find("norm") != std::string::npos) {
+    if (IsNormWeight(name)) {
       values.fill_(1.0);
     } else {
       PhiloxFillNormal(SplitMix64(seed_ ^ NameHash(name)), 0, 0.0, deviation_,
@@ -73,6 +74,12 @@ class RandomWeights : public WeightSource {
   }
 
  private:
+  // "input_layernorm.weight", "LayerNorm.weight", "ln_1.weight".
+  static bool IsNormWeight(const std::string& name) {
+    return absl::EndsWith(name, ".weight") &&
+           (absl::StrContains(name, "norm") || absl::StrContains(name, "Norm") ||
+            absl::StrContains(name, ".ln_"));
+  }
   // FNV-1a: stable over machines, unlike std::hash.
   static uint64_t NameHash(const std::string& name) {
     uint64_t hash = 1469598103934665603ULL;

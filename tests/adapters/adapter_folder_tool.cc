@@ -38,18 +38,18 @@ absl::Status Run(int argc, char** argv) {
   GRAFT_ASSIGN_OR_RETURN(const auto matched, method->MatchSites(adapters::LlamaSites(
                                                  std::atoi(argv[5]), std::atoll(argv[6]),
                                                  std::atoll(argv[7]), std::atoll(argv[8]))));
-  sharding::AdapterFolder folder;
+  adapters::NamedTensors parameters;
   if (action == "copy") {
-    GRAFT_ASSIGN_OR_RETURN(folder, sharding::ReadAdapterFolder(from));
-    GRAFT_RETURN_IF_ERROR(sharding::CheckAdapterFolder(folder, *method, matched));
+    GRAFT_ASSIGN_OR_RETURN(const sharding::AdapterFolder folder, sharding::ReadAdapterFolder(from));
+    GRAFT_ASSIGN_OR_RETURN(parameters, sharding::FolderParameters(folder, *method, matched));
   } else {
     at::manual_seed(1);
     for (const auto& parameter : method->Parameters(matched)) {
-      folder.tensors.emplace_back(parameter.name, 0.2 * at::randn(parameter.shape));
+      parameters.emplace_back(parameter.name, 0.2 * at::randn(parameter.shape));
     }
   }
   return sharding::WriteAdapterFolder(to, method->PeftConfig(matched, {"", "CAUSAL_LM"}),
-                                      folder.tensors);
+                                      method->ToFolder(matched, parameters));
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ json HuggingFaceLora() {
 
 absl::Status CheckLora(const json& config) {
   const auto method = MethodWith("lora", {{"rank", "4"}, {"alpha", "8"}});
-  return method->CheckPeftConfig(config, "a/adapter_config.json");
+  GRAFT_RETURN_IF_ERROR(method->CheckPeftConfig(config, "a/adapter_config.json"));
+  return method->FromFolder({}, config, {}, "a/adapter_config.json").status();
 }
 
 void ExpectRefused(const json& config, const std::string& message) {

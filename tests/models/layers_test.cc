@@ -180,7 +180,7 @@ TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
 
 TEST_F(LayersTest, HeadLossEqualsFullLogits) {
   const Tensor h = Random({11, 16}), norm = Random({16}, false), weight = Random({50, 16}, false);
-  const LossHead head{norm, 1e-5, FrozenLinear(MakeFrozenWeight(weight), Tensor())};
+  const LossHead head{{norm, Tensor(), 1e-5}, FrozenLinear(MakeFrozenWeight(weight), Tensor())};
   const std::vector<int64_t> picked{0, 3, 4, 10}, ids{49, 0, 7, 7};
   const Tensor logits =
       at::linear(PlainNorm(h, norm, 1e-5).index_select(0, torch::tensor(picked)), weight);
@@ -197,7 +197,7 @@ TEST_F(LayersTest, HeadLossEqualsFullLogits) {
 
 TEST_F(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
   const Tensor h = Random({3, 16});
-  const LossHead head{at::ones({16}), 1e-5,
+  const LossHead head{{at::ones({16}), Tensor(), 1e-5},
                       FrozenLinear(MakeFrozenWeight(at::randn({50, 16})), Tensor())};
   const Tensor loss = HeadLossSum(h, {}, {}, head);
   EXPECT_EQ(loss.item<double>(), 0.0);

@@ -5,8 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tests/testing/status_matchers.h"
 #include "tests/testing/model_folder.h"
+#include "tests/testing/status_matchers.h"
 
 namespace graft::models {
 namespace {
@@ -51,6 +51,48 @@ TEST(ModelConfigTest, SmolLm2) {
   EXPECT_EQ(config->pad_token_id, 2);
   EXPECT_THAT(config->sliding_window, Each(0));
   EXPECT_EQ(config->sliding_window.size(), 30u);
+}
+
+// The config of gpt2 as published.
+constexpr char kGpt2[] = R"({
+  "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+  "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+  "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+  "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": null,
+  "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
+  "summary_use_proj": true, "vocab_size": 50257,
+  "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}}})";
+
+TEST(ModelConfigTest, Gpt2) {
+  const auto config = ParseModelConfig(kGpt2, "config.json");
+  ASSERT_THAT(config, IsOk());
+  EXPECT_EQ(config->hidden_size, 768);
+  EXPECT_EQ(config->num_layers, 12);
+  EXPECT_EQ(config->head_dim, 64);
+  EXPECT_EQ(config->num_kv_heads, 12);
+  EXPECT_EQ(config->intermediate_size, 3072);
+  EXPECT_EQ(config->max_positions, 1024);
+  EXPECT_EQ(config->position_rows, 1024);
+  EXPECT_EQ(config->activation, "gelu_new");
+  EXPECT_TRUE(config->tie_word_embeddings);
+  EXPECT_TRUE(config->layer_norm);
+  EXPECT_FALSE(config->gated_ffn);
+}
+
+TEST(ModelConfigTest, Gpt2RefusesWhatWouldChangeTheMathematics) {
+  const std::pair<const char*, json> changes[] = {{"scale_attn_weights", false},
+                                                  {"scale_attn_by_inverse_layer_idx", true},
+                                                  {"add_cross_attention", true},
+                                                  {"activation_function", "silu"},
+                                                  {"n_head", 7},
+                                                  {"rope_theta", 10000.0},
+                                                  {"hidden_size", 768},
+                                                  {"reorder_and_upcast_attn", true}};
+  for (const auto& [key, value] : changes) {
+    json config = json::parse(kGpt2);
+    config[key] = value;
+    EXPECT_THAT(Parse(config), FailsWith(ErrorKind::kInput, key)) << key;
+  }
 }
 
 TEST(ModelConfigTest, Llama32InBothForms) {

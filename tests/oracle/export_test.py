@@ -8,7 +8,12 @@ from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, relative
 from graft_program import Golden, recipe, run
 
 
-TRAINED = ["gqa_lora", "tied_lora", "gqa_lora_qv", "biases_red", "gqa_red"]
+TRAINED = ["gqa_lora", "tied_lora", "gqa_lora_qv", "biases_red", "gqa_red"] + [
+    "gpt2_lora",
+    "gpt2_lora_joint",
+    "gpt2_red_fused",
+    "gpt2_headless_lora",
+]
 
 
 @pytest.fixture(scope="session", params=TRAINED)

@@ -25,12 +25,14 @@ import reference
 from variants import (
     CASES,
     COMMON,
+    LLAMA_COMMON,
     MAX_SAMPLE_LENGTH,
     MODELS,
     NUM_TRAIN_SAMPLES,
     REAL_CASES,
     REAL_SENTENCES,
     VOCAB_SIZE,
+    family,
 )
 
 transformers.utils.logging.disable_progress_bar()
@@ -44,11 +46,11 @@ def randomize(model, seed):
     with torch.no_grad():
         for name, value in sorted(model.named_parameters()):
             noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name:
-                value.copy_(1 + 0.2 * noise)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 value.copy_(0.2 * noise)
-            elif "embed" in name:
+            elif "norm" in name or ".ln_" in name:
+                value.copy_(1 + 0.2 * noise)
+            elif "embed" in name or ".wte." in name or ".wpe." in name:
                 value.copy_(0.4 * noise)
             else:
                 value.copy_(noise / value.shape[1] ** 0.5)
@@ -66,10 +68,12 @@ def write_transformers4_config(folder):
 
 def make_model(name, folder, seed):
     spec = MODELS[name]
-    config = getattr(transformers, spec.config_class)(**(COMMON | spec.keys))
+    keys = COMMON | (LLAMA_COMMON if family(name) == "llama" else {}) | spec.keys
+    config = getattr(transformers, spec.config_class)(**keys)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomize(model, seed)
-    model.save_pretrained(folder, max_shard_size="200KB" if spec.sharded else "1GB")
+    saved = model.base_model if spec.headless else model
+    saved.save_pretrained(folder, max_shard_size="200KB" if spec.sharded else "1GB")
     if spec.transformers4_config:
         write_transformers4_config(folder)
     if (folder / "model.safetensors.index.json").exists() != spec.sharded:

@@ -17,7 +17,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from variants import HF_MODULE
+from variants import module_of
 
 PREFIX = "base_model.model."
 
@@ -36,24 +36,61 @@ def layer_list(adapter, num_layers):
     return list(range(int(first), int(last) + 1))
 
 
-class Red(torch.nn.Module):
-    """RED (arXiv 2402.15179): the output h of the second FFN linear becomes s (.) h + b, by forward hooks."""
+def adapted_modules(model, adapter):
+    """HF path of every adapted module -> the roles that it stands for (several for a fused projection)."""
+    model_type = model.config.model_type
+    modules = {}
+    for layer in layer_list(adapter, model.config.num_hidden_layers):
+        for role in adapter.get("sites", ["ffn.down"]):
+            modules.setdefault(module_of(model_type, layer, role), []).append(role)
+    return modules
 
-    def __init__(self, model):
+
+FUSED_PARTS = {"attn.q": 0, "attn.k": 1, "attn.v": 2}
+
+
+def fused_rows(module, roles, rows):
+    """The outputs of a fused projection that these roles are, by role; empty for any other module."""
+    if not module.endswith("c_attn"):
+        return []
+    part = rows // 3
+    return [slice(FUSED_PARTS[r] * part, (FUSED_PARTS[r] + 1) * part) for r in sorted(roles, key=FUSED_PARTS.get)]
+
+
+def train_only(parameter, mask):
+    """Holds the elements where `mask` is 0 at their value."""
+    parameter.trained_elements = mask
+    parameter.register_hook(lambda gradient: gradient * mask)
+
+
+class Red(torch.nn.Module):
+    """RED (arXiv 2402.15179): the output h of a linear (default: the second FFN linear) becomes s (.) h + b, by hooks."""
+
+    def __init__(self, model, adapter):
         super().__init__()
         self.model = model
         self.config = model.config
+        self.adapter = adapter
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.vectors = {}
-        for i, layer in enumerate(model.model.layers):
-            width = model.config.hidden_size
-            scale = torch.nn.Parameter(torch.ones(width))
-            bias = torch.nn.Parameter(torch.zeros(width))
-            module = f"{PREFIX}model.layers.{i}.mlp.down_proj"
-            self.vectors[f"{module}.red_scale"] = scale
-            self.vectors[f"{module}.red_bias"] = bias
-            layer.mlp.down_proj.register_forward_hook(
+        what = adapter.get("what", "scale_and_bias")
+        for module, roles in adapted_modules(model, adapter).items():
+            linear = model.get_submodule(module)
+            width = linear.nf if hasattr(linear, "nf") else linear.out_features
+            scale = torch.nn.Parameter(torch.ones(width)) if "scale" in what else torch.ones(width)
+            bias = torch.nn.Parameter(torch.zeros(width)) if "bias" in what else torch.zeros(width)
+            rows = fused_rows(module, roles, width)
+            for name, vector in (("red_scale", scale), ("red_bias", bias)):
+                if not vector.requires_grad:
+                    continue
+                if rows:
+                    mask = torch.zeros(width)
+                    for part in rows:
+                        mask[part] = 1
+                    train_only(vector, mask)
+                self.vectors[f"{PREFIX}{module}.{name}"] = vector
+            linear.register_forward_hook(
                 lambda _, __, h, s=scale, b=bias: (h.float() * s + b).to(h.dtype)
             )
 
@@ -70,9 +107,9 @@ class Red(torch.nn.Module):
             "layers": "all",
             "peft_type": "RED",
             "revision": None,
-            "sites": ["ffn.out"],
+            "sites": self.adapter.get("sites", ["ffn.out"]),
             "task_type": "CAUSAL_LM",
-            "what": "scale_and_bias",
+            "what": self.adapter.get("what", "scale_and_bias"),
         }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         tensors = {name: value.detach() for name, value in self.vectors.items()}
@@ -87,26 +124,43 @@ class Red(torch.nn.Module):
 def new_adapter(model, adapter):
     """The model of `load_model` with a fresh adapter as the recipe section says."""
     if adapter["method"] == "red":
-        return Red(model)
-    layers = layer_list(adapter, model.config.num_hidden_layers)
-    names = [f"model.layers.{i}.{HF_MODULE[role]}" for i in layers for role in adapter["sites"]]
+        return Red(model, adapter)
+    modules = adapted_modules(model, adapter)
+    split = {} if adapter.get("fused") == "joint" else {m: r for m, r in modules.items() if m.endswith("c_attn")}
+    patterns = {m: len(roles) for m, roles in split.items() if len(roles) > 1}
+    rslora = adapter.get("rslora", False)
     config = LoraConfig(
         r=adapter["rank"],
         lora_alpha=adapter["alpha"],
-        use_rslora=adapter.get("rslora", False),
-        target_modules=names,
+        use_rslora=rslora,
+        rank_pattern={m: n * adapter["rank"] for m, n in patterns.items()},
+        alpha_pattern={m: (n**0.5 if rslora else n) * adapter["alpha"] for m, n in patterns.items()},
+        target_modules=list(modules),
         lora_dropout=0.0,
         bias="none",
+        fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    for module, roles in split.items():
+        b = model.get_submodule(f"{PREFIX}{module}.lora_B.default").weight
+        mask = torch.zeros_like(b)
+        for i, rows in enumerate(fused_rows(module, roles, b.shape[0])):
+            mask[rows, i * adapter["rank"] : (i + 1) * adapter["rank"]] = 1
+        train_only(b, mask)
+    return model
+
+
+def _linear_roles(sites):
+    """Hidden states as the linears whose outputs they are."""
+    return [{"ffn.out": "ffn.down", "attn.out": "attn.o"}.get(site, site) for site in sites]
 
 
 def load_adapter(model, folder, trainable=False):
     """Any adapter folder, graft's or HF PEFT's."""
     config = json.loads((Path(folder) / "adapter_config.json").read_text())
     if config["peft_type"] == "RED":
-        red = Red(model)
+        red = Red(model, dict(sites=_linear_roles(config["sites"]), what=config["what"]))
         red.load(folder)
         return red
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
@@ -135,6 +189,9 @@ def randomize_adapter(model, seed):
                 value.copy_(1 + 0.1 * noise)
             else:
                 value.copy_(0.1 * noise)
+            if hasattr(value, "trained_elements"):
+                frozen = 1.0 if name.endswith("red_scale") else 0.0
+                value[value.trained_elements == 0] = frozen
 
 
 def save_adapter(model, folder):

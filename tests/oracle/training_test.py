@@ -14,7 +14,7 @@ from compare import (
     relative,
 )
 from graft_program import GOLDENS, Golden, metrics, recipe, run
-from variants import MODELS
+from variants import LLAMA_MODELS
 
 
 def train_and_check(name, output, **sections):
@@ -26,11 +26,15 @@ def train_and_check(name, output, **sections):
 
 
 # The full cross product would only repeat the same code: each row here takes one new way through it.
-ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in MODELS] + [
+ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS] + [
     pytest.param("gqa_lora_qv", 1, id="q,v rslora cosine"),
     pytest.param("gqa_lora_upper", 3, id="upper layers"),
     pytest.param("gqa_red", 4, id="RED"),
     pytest.param("biases_red", 3, id="RED on a biased linear"),
+    pytest.param("gpt2_lora", 2, id="GPT-2"),
+    pytest.param("gpt2_lora_joint", 3, id="GPT-2, one LoRA on the fused projection"),
+    pytest.param("gpt2_red", 2, id="GPT-2 RED"),
+    pytest.param("gpt2_headless_lora", 1, id="GPT-2 saved without a head"),
 ]
 
 
@@ -57,6 +61,10 @@ LAYOUTS = [
     ("gqa_lora", 1, 4, "1f1b", 1),
     ("gqa_red", 1, 4, "gpipe", 1),
     ("gqa_lora_upper", 1, 4, "1f1b", 1),
+    ("gpt2_lora", 2, 1, "1f1b", 1),
+    ("gpt2_lora_joint", 1, 2, "1f1b", 1),
+    ("gpt2_red", 1, 2, "gpipe", 1),
+    ("gpt2_lora", 2, 2, "1f1b", 1),
 ]
 
 

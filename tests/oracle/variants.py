@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 VOCAB_SIZE = 131
 MAX_SAMPLE_LENGTH = 40
 ALL_ROLES = ["attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down"]
-HF_MODULE = {
+# By architecture: roles of the linears, in the fixed order, and their modules below the layer.
+LLAMA_MODULE = {
     "attn.q": "self_attn.q_proj",
     "attn.k": "self_attn.k_proj",
     "attn.v": "self_attn.v_proj",
@@ -16,6 +17,14 @@ HF_MODULE = {
     "ffn.gate": "mlp.gate_proj",
     "ffn.up": "mlp.up_proj",
     "ffn.down": "mlp.down_proj",
+}
+GPT2_MODULE = {
+    "attn.q": "attn.c_attn",
+    "attn.k": "attn.c_attn",
+    "attn.v": "attn.c_attn",
+    "attn.o": "attn.c_proj",
+    "ffn.up": "mlp.c_fc",
+    "ffn.down": "mlp.c_proj",
 }
 
 
@@ -29,10 +38,17 @@ class Model:
     transformers4_config: bool = False
     # Weights go into several safetensors files with an index.
     sharded: bool = False
+    # The folder holds the base model alone: names without its prefix, as openly published GPT-2 folders have them.
+    headless: bool = False
 
 
 COMMON = dict(
     vocab_size=VOCAB_SIZE,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+LLAMA_COMMON = dict(
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=2,
@@ -41,9 +57,6 @@ COMMON = dict(
     max_position_embeddings=64,
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
 )
 
 
@@ -80,6 +93,30 @@ MODELS = {
     "mistral": Model("MistralConfig", dict(sliding_window=8, num_key_value_heads=1)),
     "qwen2": Model("Qwen2Config", dict(tie_word_embeddings=True)),
 }
+LLAMA_MODELS = list(MODELS)
+
+_GPT2 = dict(n_embd=48, n_head=4, n_layer=4, n_positions=64)
+MODELS |= {
+    "gpt2": Model("GPT2Config", _GPT2),
+    "gpt2_headless": Model(
+        "GPT2Config",
+        _GPT2 | dict(n_layer=2, n_inner=80, activation_function="gelu", layer_norm_epsilon=1e-3),
+        headless=True,
+    ),
+    "gpt2_untied": Model("GPT2Config", _GPT2 | dict(n_layer=2, tie_word_embeddings=False)),
+}
+
+
+def family(model):
+    """"llama" or "gpt2"."""
+    return "gpt2" if MODELS[model].config_class == "GPT2Config" else "llama"
+
+
+def module_of(model_type, layer, role):
+    """The HF path of a role's module."""
+    if model_type == "gpt2":
+        return f"transformer.h.{layer}.{GPT2_MODULE[role]}"
+    return f"model.layers.{layer}.{LLAMA_MODULE[role]}"
 
 
 @dataclass
@@ -112,7 +149,7 @@ def _optim(**keys):
 
 NUM_TRAIN_SAMPLES = 14  # no multiple of the batch sizes: batches wrap at the end of an epoch
 
-CASES = {f"{name}_lora": Case(name, _lora(), _optim()) for name in MODELS}
+CASES = {f"{name}_lora": Case(name, _lora(), _optim()) for name in LLAMA_MODELS}
 CASES |= {
     "gqa_lora_qv": Case(
         "gqa",
@@ -131,6 +168,21 @@ CASES |= {
     "gqa_red": Case("gqa", dict(method="red"), _optim(weight_decay=0.0, clip_norm=0.36)),
     "biases_red": Case("biases", dict(method="red"), _optim(weight_decay=0.0, clip_norm=0.32)),
     "tied_red": Case("tied", dict(method="red"), _optim(schedule="constant", warmup_steps=0)),
+}
+
+_GPT2_ROLES = list(GPT2_MODULE)
+CASES |= {
+    # Three products for q, k and v: in HF PEFT one with three times the rank, of which the blocks are kept.
+    "gpt2_lora": Case("gpt2", _lora(sites=_GPT2_ROLES), _optim(clip_norm=1.5)),
+    "gpt2_lora_qv": Case("gpt2", _lora(sites=["attn.q", "attn.v"], rslora=True), _optim()),
+    "gpt2_lora_v": Case("gpt2", _lora(sites=["attn.v"]), _optim()),
+    # As HF PEFT trains c_attn.
+    "gpt2_lora_joint": Case("gpt2", _lora(sites=_GPT2_ROLES, fused="joint"), _optim()),
+    "gpt2_red": Case("gpt2", dict(method="red"), _optim(weight_decay=0.0)),
+    "gpt2_red_fused": Case("gpt2", dict(method="red", sites=["attn.q", "attn.v"]), _optim(weight_decay=0.0)),
+    "gpt2_headless_red": Case("gpt2_headless", dict(method="red", what="scale"), _optim()),
+    "gpt2_headless_lora": Case("gpt2_headless", _lora(sites=["attn.k", "ffn.up"]), _optim()),
+    "gpt2_untied_red": Case("gpt2_untied", dict(method="red", what="bias"), _optim()),
 }
 
 # On a prepared folder of the real model; samples are these sentences.

@@ -1,15 +1,16 @@
-// The Llama backbone as a whole: packing, ranges, recomputation, decoding, and what autograd keeps.
-// Its numbers are proved against HF transformers in tests/oracle.
+// What every backbone must pass, one row per family: packing, ranges, recomputation, decoding, and
+// what autograd keeps. Numbers are proved against HF transformers in tests/oracle.
 #include <ATen/ATen.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <algorithm>
 #include <set>
-#include <torch/csrc/autograd/autograd.h>
 
 #include "base/status.h"
 #include "models/backbone.h"
+#include "models/gpt2_config.h"
 #include "models/weights/weight_source.h"
 
 namespace graft::models {
@@ -17,9 +18,9 @@ namespace {
 
 using torch::Tensor;
 
-ModelConfig TinyConfig(int64_t layers, int64_t hidden = 64) {
+ModelConfig TinyConfig(const std::string& model_type, int64_t layers, int64_t hidden = 64) {
   ModelConfig c;
-  c.model_type = "llama";
+  c.model_type = model_type;
   c.hidden_size = hidden;
   c.num_layers = layers;
   c.num_heads = 4;
@@ -30,6 +31,10 @@ ModelConfig TinyConfig(int64_t layers, int64_t hidden = 64) {
   c.max_positions = 4096;
   c.initializer_range = 0.1;
   c.sliding_window.assign(static_cast<size_t>(layers), 0);
+  if (model_type == "gpt2") {
+    c.activation = "gelu_new";
+    SetGpt2Facts(&c);
+  }
   return c;
 }
 
@@ -62,6 +67,13 @@ MicroBatch MakeBatch(const std::vector<int64_t>& lengths) {
   return batch;
 }
 
+class BackboneTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  static ModelConfig Config(int64_t layers, int64_t hidden = 64) {
+    return TinyConfig(GetParam(), layers, hidden);
+  }
+};
+
 double Loss(Backbone& model, const MicroBatch& batch) {
   SiteContext context;
   context.batch = &batch;
@@ -86,8 +98,8 @@ Tensor HookEveryLayer(Backbone& model, Role role, int64_t width) {
   return vector;
 }
 
-TEST(LlamaTest, PackedLossIsTheSumOverSamples) {
-  const auto model = BuildWhole(TinyConfig(3));
+TEST_P(BackboneTest, PackedLossIsTheSumOverSamples) {
+  const auto model = BuildWhole(Config(3));
   double alone = 0;
   for (const int64_t length : {5, 9, 1, 12}) {
     MicroBatch one = MakeBatch({5, 9, 1, 12});
@@ -110,8 +122,8 @@ TEST(LlamaTest, PackedLossIsTheSumOverSamples) {
   EXPECT_NEAR(Loss(*model, MakeBatch({5, 9, 1, 12})), alone, 1e-6 * alone);
 }
 
-TEST(LlamaTest, PartsInSequenceEqualTheWhole) {
-  const ModelConfig config = TinyConfig(4);
+TEST_P(BackboneTest, PartsInSequenceEqualTheWhole) {
+  const ModelConfig config = Config(4);
   const MicroBatch batch = MakeBatch({6, 4});
   const auto whole = BuildWhole(config);
   const auto first = Build(config, {0, 1, true, false}),
@@ -126,11 +138,11 @@ TEST(LlamaTest, PartsInSequenceEqualTheWhole) {
             CountParameters(config));
 }
 
-TEST(LlamaTest, RecomputationGivesTheSameGradients) {
+TEST_P(BackboneTest, RecomputationGivesTheSameGradients) {
   const MicroBatch batch = MakeBatch({6, 4});
   Tensor gradient[2];
   for (const bool recompute : {false, true}) {
-    const auto model = BuildWhole(TinyConfig(3), recompute);
+    const auto model = BuildWhole(Config(3), recompute);
     const Tensor vector = HookEveryLayer(*model, Role::kFfnUp, 192);
     SiteContext context;
     context.batch = &batch;
@@ -142,8 +154,8 @@ TEST(LlamaTest, RecomputationGivesTheSameGradients) {
   EXPECT_TRUE(at::allclose(gradient[0], gradient[1], 1e-5, 1e-7));
 }
 
-TEST(LlamaTest, NothingRunsBackwardBelowTheLowestTrainedSite) {
-  const auto model = BuildWhole(TinyConfig(4));
+TEST_P(BackboneTest, NothingRunsBackwardBelowTheLowestTrainedSite) {
+  const auto model = BuildWhole(Config(4));
   Tensor vector = at::zeros({64}).requires_grad_(true);
   model->sites().Add({2, Role::kFfnOut}, std::make_shared<AddVector>(vector));
   const MicroBatch batch = MakeBatch({6});
@@ -169,8 +181,8 @@ TEST(LlamaTest, NothingRunsBackwardBelowTheLowestTrainedSite) {
   EXPECT_EQ(attentions, 1);
 }
 
-TEST(LlamaTest, DecodingWithTheCacheEqualsOneFullPass) {
-  const auto model = BuildWhole(TinyConfig(3));
+TEST_P(BackboneTest, DecodingWithTheCacheEqualsOneFullPass) {
+  const auto model = BuildWhole(Config(3));
   const MicroBatch full = MakeBatch({9});
   SiteContext context;
   context.batch = &full;
@@ -205,8 +217,7 @@ class Ledger : public c10::MemoryReportingInfoBase {
   int64_t live = 0;
 };
 
-int64_t KeptBytes(int64_t layers, int64_t tokens) {
-  const ModelConfig config = TinyConfig(layers, 128);
+int64_t KeptBytes(const ModelConfig& config, int64_t tokens) {
   const auto model = BuildWhole(config);
   const Tensor vector = HookEveryLayer(*model, Role::kAttnQ, 128);
   MicroBatch batch = MakeBatch({tokens});
@@ -218,18 +229,24 @@ int64_t KeptBytes(int64_t layers, int64_t tokens) {
   return ledger->live;
 }
 
-TEST(LlamaTest, AutogradKeepsTheLeanSetAndNothingElse) {
-  constexpr int64_t kTokens = 256, kWidth = 128, kKv = 64, kFfn = 384, kHeads = 4;
-  const int64_t growth = KeptBytes(5, kTokens) - KeptBytes(4, kTokens);
+TEST_P(BackboneTest, AutogradKeepsTheLeanSetAndNothingElse) {
+  constexpr int64_t kTokens = 256, kWidth = 128, kFfn = 384, kHeads = 4;
+  const ModelConfig config = Config(5, kWidth);
+  const int64_t growth = KeptBytes(config, kTokens) - KeptBytes(Config(4, kWidth), kTokens);
   // performance.md 2.1: 2h (block input, mid-block residual) + q, k, v, attention output (2h + 2
-  // h_kv) + gate, up (2f); fp32 statistics: two rstd and one log-sum-exp per head.
-  const int64_t lean = 4 * kTokens * (4 * kWidth + 2 * kKv + 2 * kFfn + 2 + kHeads);
+  // h_kv) + gate, up (2f; without a gate f); fp32 statistics: one or two numbers a norm and one
+  // log-sum-exp per head.
+  const int64_t ffn = (config.gated_ffn ? 2 : 1) * kFfn, norms = config.layer_norm ? 4 : 2;
+  const int64_t lean = 4 * kTokens * (4 * kWidth + 2 * config.kv_width() + ffn + norms + kHeads);
   EXPECT_NEAR(static_cast<double>(growth), static_cast<double>(lean),
               0.02 * static_cast<double>(lean));
 }
 
-TEST(LlamaTest, SitesAreListedInTheFixedOrder) {
-  const ModelConfig config = TinyConfig(2);
+INSTANTIATE_TEST_SUITE_P(Families, BackboneTest, ::testing::Values("llama", "gpt2"),
+                         [](const auto& row) { return std::string(row.param); });
+
+TEST(Backbones, SitesAreListedInTheFixedOrder) {
+  const ModelConfig config = TinyConfig("llama", 2);
   const auto sites = ListSites(config);
   ASSERT_EQ(sites.size(), 1u + 2u * 11u);
   EXPECT_EQ(sites[1].module, "model.layers.0.self_attn.q_proj");
@@ -238,10 +255,30 @@ TEST(LlamaTest, SitesAreListedInTheFixedOrder) {
   EXPECT_EQ(sites[1 + 11 + 6].in_features, 192);
 }
 
-TEST(LlamaTest, ParameterCountOfTheRealModels) {
+TEST(Backbones, ParameterCountOfTheRealModels) {
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("smollm2-135m"))), 134515008);
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("llama-2-7b"))), 6738415616);
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("llama-8b"))), 8030261248);
+
+  // transformers: sum of p.numel() of GPT2LMHeadModel, the tied head once.
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2"))), 124439808);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2-medium"))), 354823168);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2-large"))), 774030080);
+}
+
+TEST(Backbones, Gpt2OffersTheThirdsOfItsFusedProjection) {
+  const auto sites = ListSites(TinyConfig("gpt2", 2));
+  ASSERT_EQ(sites.size(), 1u + 2u * 10u);
+  for (size_t part = 0; part < 3; ++part) {
+    const SiteSpec& site = sites[1 + part];
+    EXPECT_EQ(site.id.role, static_cast<Role>(part));
+    EXPECT_EQ(site.module, "transformer.h.0.attn.c_attn");
+    EXPECT_EQ(site.fused_features, 192);
+    EXPECT_EQ(site.fused_offset, 64 * static_cast<int64_t>(part));
+    EXPECT_EQ(site.out_features, 64);
+    EXPECT_TRUE(site.fan_in_fan_out);
+  }
+  for (const SiteSpec& site : sites) EXPECT_NE(site.id.role, Role::kFfnGate);
 }
 
 }  // namespace

@@ -1,0 +1,173 @@
+#include "models/architectures/layer_stack.h"
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "models/layers/recompute.h"
+
+namespace graft::models {
+namespace {
+
+class StackKvCache : public KvCache {
+ public:
+  explicit StackKvCache(size_t num_layers) : layers(num_layers) {}
+  void Drop(int64_t sequence) override {
+    for (LayerKvCache& layer : layers) layer.Drop(sequence);
+  }
+  int64_t Length(int64_t sequence) const override {
+    return layers.empty() ? 0 : layers[0].Length(sequence);
+  }
+  std::vector<LayerKvCache> layers;
+};
+
+}  // namespace
+
+absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
+                                               const std::vector<int64_t>& shape) {
+  return weights_.Load(name, shape, dtype_);
+}
+
+absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, int64_t width) {
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, Load(name, {width}));
+  torch::Tensor vector = stored.to(torch::kFloat32).contiguous();
+  parameters_ += width;
+  bytes_ += static_cast<int64_t>(vector.nbytes());
+  return vector;
+}
+
+void PartLoader::Count(const FrozenLinear& linear) {
+  parameters_ += linear.parameters();
+  bytes_ += linear.bytes();
+}
+
+absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
+                                    FrozenLinear* linear) {
+  GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {out, in}));
+  torch::Tensor shift;
+  if (bias) {
+    GRAFT_ASSIGN_OR_RETURN(shift, Load(name + ".bias", {out}));
+  }
+  *linear = FrozenLinear(MakeFrozenWeight(std::move(weight)), shift);
+  Count(*linear);
+  return absl::OkStatus();
+}
+
+absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_t in,
+                                    const std::vector<FrozenLinear*>& linears) {
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor weight, Load(name + ".weight", {in, out}));
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor bias, Load(name + ".bias", {out}));
+  const int64_t part = out / static_cast<int64_t>(linears.size());
+  int64_t begin = 0;
+  for (FrozenLinear* linear : linears) {
+    *linear = FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t()),
+                           bias.narrow(0, begin, part));
+    Count(*linear);
+    begin += part;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PartLoader::LoadNorm(const std::string& name, int64_t width, bool layer_norm,
+                                  double eps, Norm* norm) {
+  norm->eps = eps;
+  GRAFT_ASSIGN_OR_RETURN(norm->weight, LoadVector(name + ".weight", width));
+  if (layer_norm) {
+    GRAFT_ASSIGN_OR_RETURN(norm->bias, LoadVector(name + ".bias", width));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PartLoader::LoadTable(const std::string& name, int64_t rows, int64_t width,
+                                   std::shared_ptr<const FrozenWeight>* table) {
+  GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {rows, width}));
+  *table = MakeFrozenWeight(std::move(weight));
+  parameters_ += rows * width;
+  bytes_ += (*table)->bytes();
+  return absl::OkStatus();
+}
+
+torch::Tensor LayerStack::LossSum(const torch::Tensor& h, SiteContext& context) {
+  return HeadLossSum(h, context.batch->target_rows, context.batch->target_ids, head_);
+}
+
+torch::Tensor LayerStack::TargetLosses(const torch::Tensor& h, SiteContext& context) {
+  return HeadLosses(h, context.batch->target_rows, context.batch->target_ids, head_);
+}
+
+torch::Tensor LayerStack::Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) {
+  return HeadLogits(h, rows, head_);
+}
+
+std::unique_ptr<KvCache> LayerStack::NewKvCache() const {
+  return std::make_unique<StackKvCache>(static_cast<size_t>(range_.num_layers));
+}
+
+torch::Tensor LayerStack::RunLayers(torch::Tensor h, SiteContext& context, KvCache* cache,
+                                    const LayerBody& body) const {
+  auto* kv = static_cast<StackKvCache*>(cache);
+  for (size_t i = 0; i < static_cast<size_t>(range_.num_layers); ++i) {
+    LayerKvCache* layer_cache = kv == nullptr ? nullptr : &kv->layers[i];
+    context.layer = range_.first_layer + static_cast<int>(i);
+    const bool has_backward = h.requires_grad() || sites_->HasLayer(context.layer);
+    if (options_.recompute && cache == nullptr && has_backward) {
+      // The recomputation outlives this call, so it brings its own context.
+      const SiteContext entry = context;
+      h = Recomputed(h, [body, i, entry](const torch::Tensor& x) {
+        SiteContext again = entry;
+        return body(i, x, again, nullptr);
+      });
+    } else {
+      h = body(i, h, context, layer_cache);
+    }
+  }
+  return h;
+}
+
+torch::Tensor LayerStack::Linear(const FrozenLinear& linear, Role role, SiteInput x,
+                                 SiteContext& context) const {
+  x = sites_->EditInput(role, std::move(x), context);
+  return sites_->EditOutput(role, x, linear.Forward(x.value), context);
+}
+
+torch::Tensor LayerStack::Attend(const torch::Tensor& q, const torch::Tensor& k,
+                                 const torch::Tensor& v, const AttentionShape& shape,
+                                 SiteContext& context, LayerKvCache* cache) const {
+  const auto& segments = context.batch->segments;
+  return cache == nullptr ? Attention(q, k, v, segments, shape)
+                          : cache->Attend(q, k, v, segments, shape);
+}
+
+torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& context) const {
+  context.layer = static_cast<int>(config_.num_layers);
+  const torch::Tensor ids = torch::tensor(context.batch->tokens, torch::kInt64);
+  return sites_->EditHidden(Role::kEmbed, table.Rows(ids), context);
+}
+
+absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& name,
+                                        std::shared_ptr<const FrozenWeight> embedding) {
+  std::shared_ptr<const FrozenWeight> projection = std::move(embedding);
+  if (!config_.tie_word_embeddings) {
+    GRAFT_RETURN_IF_ERROR(
+        loader.LoadTable(name, config_.vocab_size, config_.hidden_size, &projection));
+  }
+  head_.projection = FrozenLinear(projection, torch::Tensor());
+  return absl::OkStatus();
+}
+
+void AppendLayerSites(const ModelConfig& config, int layer, const std::string& module,
+                      std::vector<SiteSpec> linears, std::vector<SiteSpec>* sites) {
+  const int64_t width = config.hidden_size;
+  std::string attention_out, ffn_out;
+  for (SiteSpec& linear : linears) {
+    if (linear.id.role == Role::kAttnO) attention_out = linear.module;
+    if (linear.id.role == Role::kFfnDown) ffn_out = linear.module;
+    sites->push_back(std::move(linear));
+  }
+  sites->push_back({{layer, Role::kLayerIn}, module, width, width});
+  sites->push_back({{layer, Role::kAttnOut}, attention_out, width, width});
+  sites->push_back({{layer, Role::kFfnOut}, ffn_out, width, width});
+  sites->push_back({{layer, Role::kLayerOut}, module, width, width});
+}
+
+}  // namespace graft::models

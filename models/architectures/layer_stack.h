@@ -1,0 +1,102 @@
+// What the architectures share: loading frozen parts by HF name, the walk over the layers with
+// recomputation and key-value caches, and the language-model head. An architecture adds its layer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "models/backbone.h"
+#include "models/layers/attention.h"
+#include "models/layers/frozen_linear.h"
+#include "models/layers/head_loss.h"
+#include "models/layers/norm.h"
+#include "models/weights/weight_source.h"
+
+namespace graft::models {
+
+// Loads parts of one stage and counts them. Errors: kind input as of WeightSource::Load.
+class PartLoader {
+ public:
+  PartLoader(WeightSource& weights, torch::Dtype dtype) : weights_(weights), dtype_(dtype) {}
+
+  // {name}.weight (out, in) and, where there is one, {name}.bias (out).
+  absl::Status LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
+                          FrozenLinear* linear);
+  // HF's Conv1D: {name}.weight (in, out), {name}.bias (out), cut into equal linears over its
+  // outputs (one for each of `linears`). No copy: each is a view of the stored tensor.
+  absl::Status LoadConv1D(const std::string& name, int64_t out, int64_t in,
+                          const std::vector<FrozenLinear*>& linears);
+  // {name}.weight and, for LayerNorm, {name}.bias, as float32.
+  absl::Status LoadNorm(const std::string& name, int64_t width, bool layer_norm, double eps,
+                        Norm* norm);
+  // An embedding or an untied head: {name}.weight (rows, width).
+  absl::Status LoadTable(const std::string& name, int64_t rows, int64_t width,
+                         std::shared_ptr<const FrozenWeight>* table);
+
+  int64_t parameters() const { return parameters_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape);
+  absl::StatusOr<torch::Tensor> LoadVector(const std::string& name, int64_t width);
+  void Count(const FrozenLinear& linear);
+
+  WeightSource& weights_;
+  torch::Dtype dtype_;
+  int64_t parameters_ = 0, bytes_ = 0;
+};
+
+class LayerStack : public Backbone {
+ public:
+  int64_t frozen_parameters() const override { return parameters_; }
+  int64_t frozen_bytes() const override { return bytes_; }
+  torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) override;
+  torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) override;
+  torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) override;
+  std::unique_ptr<KvCache> NewKvCache() const override;
+
+ protected:
+  LayerStack(const ModelConfig& config, LayerRange range, const BackboneOptions& options)
+      : Backbone(config, range), options_(options) {}
+
+  // One layer: (its number in the range, x (N, D), context with `layer` set, cache or null) -> (N,
+  // D). Copied where layers are recomputed: it holds tensors by value.
+  using LayerBody =
+      std::function<torch::Tensor(size_t, torch::Tensor, SiteContext&, LayerKvCache*)>;
+  torch::Tensor RunLayers(torch::Tensor h, SiteContext& context, KvCache* cache,
+                          const LayerBody& body) const;
+  // A linear with the hooks of its site.
+  torch::Tensor Linear(const FrozenLinear& linear, Role role, SiteInput x,
+                       SiteContext& context) const;
+  torch::Tensor Attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                       const AttentionShape& shape, SiteContext& context,
+                       LayerKvCache* cache) const;
+  // Token embeddings with the hooks of `embed`, before positions are added: (N, D).
+  torch::Tensor EmbedTokens(const FrozenWeight& table, SiteContext& context) const;
+  // The projection to the vocabulary: `embedding` when the config ties them, else {name}.
+  absl::Status LoadProjection(PartLoader& loader, const std::string& name,
+                              std::shared_ptr<const FrozenWeight> embedding);
+  bool NeedsEmbedding() const {
+    return range_.embed || (range_.head && config_.tie_word_embeddings);
+  }
+  void TakeCounts(const PartLoader& loader) {
+    parameters_ = loader.parameters();
+    bytes_ = loader.bytes();
+  }
+
+  BackboneOptions options_;
+  LossHead head_;
+
+ private:
+  int64_t parameters_ = 0, bytes_ = 0;
+};
+
+// The sites of one layer in the fixed order: `linears`, then the hidden states around them.
+// attn.out and ffn.out are the outputs of the modules `attention_out` and `ffn_out`.
+void AppendLayerSites(const ModelConfig& config, int layer, const std::string& module,
+                      std::vector<SiteSpec> linears, std::vector<SiteSpec>* sites);
+
+}  // namespace graft::models

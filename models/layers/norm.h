@@ -1,0 +1,19 @@
+// A frozen normalisation: LayerNorm when it has a bias, else RMSNorm. Used by layers and loss
+// heads, so that neither asks which family it serves.
+#pragma once
+
+#include <torch/types.h>
+
+#include "models/site.h"
+
+namespace graft::models {
+
+struct Norm {
+  torch::Tensor weight;  // (D) float32
+  torch::Tensor bias;    // (D) float32; undefined = RMSNorm
+  double eps = 1e-6;
+  // x (N, D) -> (N, D), differentiable in x.
+  SiteInput Forward(const torch::Tensor& x) const;
+};
+
+}  // namespace graft::models
