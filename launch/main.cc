@@ -18,6 +18,7 @@
 #include "launch/cli.h"
 #include "launch/commands.h"
 #include "launch/guard.h"
+#include "trainer/memory.h"
 
 namespace graft::launch {
 namespace {
@@ -119,6 +120,7 @@ absl::Status RunCommand(const absl::StatusOr<CommandLine>& line, comm::World& wo
 }
 
 int Main(int argc, char** argv) {
+  trainer::KeepFreedMemory();
   InitLogging("graft");
   InstallBusErrorHandler();
   std::vector<CommandUsage> usages;

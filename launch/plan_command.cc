@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "launch/commands.h"
+#include "models/layers/frozen_linear.h"
 #include "sharding/plan_report.h"
 #include "trainer/data/dataset.h"
 #include "trainer/loaded_model.h"
@@ -72,7 +73,7 @@ absl::Status PlanCommand(CommandContext& context) {
   work.head_share = shape.head_share;
   work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
   work.recompute = recipe.model.recompute == "layer";
-  work.packed_twice = dtype == torch::kBFloat16;
+  work.packed_twice = models::PacksWeights(dtype);
   work.flop_per_second = MeasureFlopPerSecond(config, dtype);
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(config, plan, work));

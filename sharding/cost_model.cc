@@ -99,8 +99,9 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   double other =
       part.layers * static_cast<double>(LayerParameters(config) - LayerMatmulParameters(config));
   if (part.embed) other += static_cast<double>(EmbeddingParameters(config));
-  // A tied table that this rank has already loaded for the embedding is there once.
-  if (part.head && !(part.embed && config.tie_word_embeddings)) {
+  // A tied table that this rank has already loaded for the embedding is there once, unless its
+  // products have a form of their own.
+  if (part.head && (shape.packed_twice || !(part.embed && config.tie_word_embeddings))) {
     matmul += static_cast<double>(HeadMatmulParameters(config));
   }
   if (part.head) other += static_cast<double>(NormParameters(config));

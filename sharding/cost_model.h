@@ -61,9 +61,8 @@ struct MemoryShape {
   int64_t element_bytes = 4;       // E of the frozen weights and activations
   int64_t micro_batch_tokens = 0;  // T
   bool recompute = false;
-  bool packed_twice =
-      false;  // CPU bfloat16: weights packed for the forward and for the backward product
-  bool boundaries = false;  // more than one stage
+  bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
+  bool boundaries = false;    // more than one stage
 };
 
 // Bytes by purpose.

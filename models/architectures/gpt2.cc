@@ -88,12 +88,12 @@ absl::Status Gpt2::Load(WeightSource& weights) {
   PartLoader loader(weights, options_.dtype);
   const int64_t width = config_.hidden_size;
   if (NeedsEmbedding()) {
-    GRAFT_RETURN_IF_ERROR(
-        loader.LoadTable("transformer.wte", config_.vocab_size, width, &embedding_));
+    GRAFT_RETURN_IF_ERROR(loader.LoadTable("transformer.wte", config_.vocab_size, width,
+                                           FrozenUse::kProductsAndLookup, &embedding_));
   }
   if (range_.embed) {
-    GRAFT_RETURN_IF_ERROR(
-        loader.LoadTable("transformer.wpe", config_.position_rows, width, &positions_));
+    GRAFT_RETURN_IF_ERROR(loader.LoadTable("transformer.wpe", config_.position_rows, width,
+                                           FrozenUse::kProductsAndLookup, &positions_));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
   for (size_t i = 0; i < layers_.size(); ++i) {

@@ -48,7 +48,7 @@ absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_
   if (bias) {
     GRAFT_ASSIGN_OR_RETURN(shift, Load(name + ".bias", {out}));
   }
-  *linear = FrozenLinear(MakeFrozenWeight(std::move(weight)), shift);
+  *linear = FrozenLinear(MakeFrozenWeight(std::move(weight), FrozenUse::kProducts), shift);
   Count(*linear);
   return absl::OkStatus();
 }
@@ -60,8 +60,9 @@ absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_
   const int64_t part = out / static_cast<int64_t>(linears.size());
   int64_t begin = 0;
   for (FrozenLinear* linear : linears) {
-    *linear = FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t()),
-                           bias.narrow(0, begin, part));
+    *linear =
+        FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t(), FrozenUse::kProducts),
+                     bias.narrow(0, begin, part));
     Count(*linear);
     begin += part;
   }
@@ -79,9 +80,9 @@ absl::Status PartLoader::LoadNorm(const std::string& name, int64_t width, bool l
 }
 
 absl::Status PartLoader::LoadTable(const std::string& name, int64_t rows, int64_t width,
-                                   std::shared_ptr<const FrozenWeight>* table) {
+                                   FrozenUse use, std::shared_ptr<const FrozenWeight>* table) {
   GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {rows, width}));
-  *table = MakeFrozenWeight(std::move(weight));
+  *table = MakeFrozenWeight(std::move(weight), use);
   parameters_ += rows * width;
   bytes_ += (*table)->bytes();
   return absl::OkStatus();
@@ -148,8 +149,8 @@ absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& n
                                         std::shared_ptr<const FrozenWeight> embedding) {
   std::shared_ptr<const FrozenWeight> projection = std::move(embedding);
   if (!config_.tie_word_embeddings) {
-    GRAFT_RETURN_IF_ERROR(
-        loader.LoadTable(name, config_.vocab_size, config_.hidden_size, &projection));
+    GRAFT_RETURN_IF_ERROR(loader.LoadTable(name, config_.vocab_size, config_.hidden_size,
+                                           FrozenUse::kProducts, &projection));
   }
   head_.projection = FrozenLinear(projection, torch::Tensor());
   return absl::OkStatus();

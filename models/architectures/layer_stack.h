@@ -32,8 +32,9 @@ class PartLoader {
   // {name}.weight and, for LayerNorm, {name}.bias, as float32.
   absl::Status LoadNorm(const std::string& name, int64_t width, bool layer_norm, double eps,
                         Norm* norm);
-  // An embedding or an untied head: {name}.weight (rows, width).
-  absl::Status LoadTable(const std::string& name, int64_t rows, int64_t width,
+  // An embedding (looked up, and the head's matrix when tied) or an untied head (products only):
+  // {name}.weight (rows, width).
+  absl::Status LoadTable(const std::string& name, int64_t rows, int64_t width, FrozenUse use,
                          std::shared_ptr<const FrozenWeight>* table);
 
   int64_t parameters() const { return parameters_; }

@@ -121,7 +121,8 @@ absl::Status Llama::Load(WeightSource& weights) {
   PartLoader loader(weights, options_.dtype);
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("model.embed_tokens", config_.vocab_size,
-                                           config_.hidden_size, &embedding_));
+                                           config_.hidden_size, FrozenUse::kProductsAndLookup,
+                                           &embedding_));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
   for (size_t i = 0; i < layers_.size(); ++i) {

@@ -1,8 +1,12 @@
 #include "models/layers/frozen_linear.h"
 
 #include <algorithm>
+#include <mutex>
+#include <optional>
+#include <string_view>
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cpu/Utils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -30,6 +34,67 @@ class PlainWeight : public FrozenWeight {
  private:
   torch::Tensor weight_;
   torch::Tensor transposed_;
+};
+
+// oneDNN's product on weights in its own layout: about twice as fast as a plain float32 product
+// and a few per cent faster than a plain bfloat16 one, for any number of rows.
+class PackedWeight : public FrozenWeight {
+ public:
+  static constexpr int64_t kUsualRows = 1024;  // the layout is chosen for about so many rows
+
+  PackedWeight(torch::Tensor weight, FrozenUse use)
+      : use_(use),
+        in_features_(weight.size(1)),
+        out_features_(weight.size(0)),
+        bytes_(static_cast<int64_t>(weight.nbytes())),
+        dtype_(weight.scalar_type()),
+        plain_(std::move(weight)) {}
+  int64_t in_features() const override { return in_features_; }
+  int64_t out_features() const override { return out_features_; }
+  int64_t bytes() const override { return bytes_; }
+
+  torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
+    return Product(x, Packed(forward_, backward_, false)).to(result);
+  }
+  torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
+    return Product(dy, Packed(backward_, forward_, true)).to(result);
+  }
+  torch::Tensor Rows(const torch::Tensor& indices) const override {
+    return plain_.index_select(0, indices);
+  }
+
+ private:
+  torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& packed) const {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+            .typed<torch::Tensor(const torch::Tensor&, const torch::Tensor&,
+                                 const std::optional<torch::Tensor>&, std::string_view,
+                                 c10::List<std::optional<at::Scalar>>,
+                                 std::optional<std::string_view>)>();
+    return op.call(x.to(dtype_).contiguous(), packed, std::nullopt, "none",
+                   c10::List<std::optional<at::Scalar>>(), "");
+  }
+
+  torch::Tensor Packed(torch::Tensor& packed, const torch::Tensor& other, bool transposed) const {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+            .typed<torch::Tensor(const torch::Tensor&, std::optional<c10::SymInt>)>();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!packed.defined()) {
+      packed = op.call((transposed ? plain_.t() : plain_).contiguous(), c10::SymInt(kUsualRows));
+      if (use_ == FrozenUse::kProducts && other.defined()) plain_.reset();
+    }
+    return packed;
+  }
+
+  const FrozenUse use_;
+  const int64_t in_features_, out_features_, bytes_;
+  const torch::Dtype dtype_;
+  mutable std::mutex mutex_;
+  mutable torch::Tensor plain_;  // gone when both directions are packed and no rows are asked for
+  mutable torch::Tensor forward_, backward_;  // W and W^T, packed on first use
 };
 
 // bfloat16 storage, float32 product: W is converted a slab of rows at a time, so the scratch stays
@@ -118,8 +183,16 @@ bool HasFastBFloat16() {
   return fast;
 }
 
-std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight) {
-  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && !HasFastBFloat16()) {
+bool PacksWeights(torch::Dtype dtype) {
+  return at::globalContext().hasMKLDNN() &&
+         (dtype == torch::kFloat32 || (dtype == torch::kBFloat16 && HasFastBFloat16()));
+}
+
+std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight, FrozenUse use) {
+  if (weight.is_cpu() && PacksWeights(weight.scalar_type())) {
+    return std::make_shared<PackedWeight>(std::move(weight), use);
+  }
+  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16) {
     return std::make_shared<UpcastWeight>(std::move(weight));
   }
   return std::make_shared<PlainWeight>(std::move(weight));

@@ -26,10 +26,21 @@ class FrozenWeight {
   virtual torch::Tensor Rows(const torch::Tensor& indices) const = 0;
 };
 
-// Picks the fastest exact form for this processor: a bfloat16 matrix on a CPU without wide bfloat16
+enum class FrozenUse {
+  kProducts,           // Multiply and MultiplyTransposed only
+  kProductsAndLookup,  // Rows too: the matrix stays as it is stored
+};
+
+// Picks the fastest form for this processor. On CPUs the matrix is packed once for each direction,
+// when that direction is first used: evaluation never pays for the backward one. After both, a
+// kProducts weight gives its plain form up. A bfloat16 matrix on a CPU without wide bfloat16
 // instructions is multiplied in float32 slab by slab (LibTorch's own fall-back there is about 40
 // times slower).
-std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight);
+std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight,
+                                                     FrozenUse use = FrozenUse::kProductsAndLookup);
+
+// Whether a CPU weight of this dtype is packed, once for each direction.
+bool PacksWeights(torch::Dtype dtype);
 
 // True when bfloat16 matrix products run on this CPU's own instructions.
 bool HasFastBFloat16();

@@ -118,6 +118,40 @@ GRAFT_CLONES float LogSumExp(const float* x, int64_t n) {
   return top + std::log(sum);
 }
 
+GRAFT_CLONES void Scale(float* x, float factor, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+GRAFT_CLONES float Largest(const float* x, int64_t n) {
+  float top = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : top)
+  for (int64_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+GRAFT_CLONES float Dot(const float* x, const float* y, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+GRAFT_CLONES float ExpMinus(float* x, float shift, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = ExpOne(x[i] - shift);
+    sum += x[i];
+  }
+  return sum;
+}
+
+GRAFT_CLONES void SoftmaxBackward(const float* p, float delta, float* dp, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) dp[i] = p[i] * (dp[i] - delta);
+}
+
 GRAFT_CLONES void Exp(const float* x, float* y, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) y[i] = ExpOne(x[i]);

@@ -27,6 +27,14 @@ void Rotate(const float* x, const float* cosine, const float* sine, float sign, 
 float SoftmaxInPlace(float* x, int64_t n);
 // The float32 log-sum-exp alone.
 float LogSumExp(const float* x, int64_t n);
+// x_i *= factor.
+void Scale(float* x, float factor, int64_t n);
+float Largest(const float* x, int64_t n);
+float Dot(const float* x, const float* y, int64_t n);
+// In place: x_i -> exp(x_i - shift); returns the sum.
+float ExpMinus(float* x, float shift, int64_t n);
+// Softmax backward with delta = sum_j dp_j p_j: dp_i -> p_i (dp_i - delta).
+void SoftmaxBackward(const float* p, float delta, float* dp, int64_t n);
 // The exponential used above (relative error < 2e-7 on [-87, 88]; 0 below).
 void Exp(const float* x, float* y, int64_t n);
 

@@ -22,12 +22,15 @@ TEST(LowRank, ProductsEqualTheirFormulas) {
 
 TEST(LowRank, BfloatSumsAreFloat32) {
   at::manual_seed(2);
-  const auto t = at::randn({3, 1000}).to(at::kBFloat16),
-             x = at::randn({1000, 12}).to(at::kBFloat16);
-  const auto sum = SumOverRows(t, x);
-  EXPECT_EQ(sum.scalar_type(), at::kFloat);
-  // One rounding to bfloat16 alone would be an error of 2e-3.
-  EXPECT_LT(RelativeError(sum, at::mm(t.to(at::kDouble), x.to(at::kDouble))), 1e-5);
+  // Whole tiles, and what does not fit them.
+  for (const auto& [rank, width] : {std::pair<int64_t, int64_t>{3, 12}, {16, 96}}) {
+    const auto t = at::randn({rank, 1000}).to(at::kBFloat16),
+               x = at::randn({1000, width}).to(at::kBFloat16);
+    const auto sum = SumOverRows(t, x);
+    EXPECT_EQ(sum.scalar_type(), at::kFloat);
+    // One rounding to bfloat16 alone would be an error of 2e-3.
+    EXPECT_LT(RelativeError(sum, at::mm(t.to(at::kDouble), x.to(at::kDouble))), 1e-5);
+  }
 }
 
 TEST(LowRank, Float32StateIsAddedToBfloatWithOneRounding) {

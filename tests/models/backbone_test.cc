@@ -223,6 +223,10 @@ int64_t KeptBytes(const ModelConfig& config, int64_t tokens) {
   MicroBatch batch = MakeBatch({tokens});
   SiteContext context;
   context.batch = &batch;
+  {
+    at::NoGradGuard no_grad;
+    model->Layers(model->Embed(context), context);  // weights are packed on first use
+  }
   const auto ledger = std::make_shared<Ledger>();
   const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, ledger);
   const Tensor h = model->Layers(model->Embed(context), context);

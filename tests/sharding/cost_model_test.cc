@@ -105,6 +105,10 @@ TEST(CostModel, MemoryOfOneRank) {
   const double matmul = static_cast<double>(MatmulParameters(smol));
   part.embed = false;
   EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576));
+  // The table is also looked up as it is stored.
+  part.embed = true;
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen,
+            2.0 * (2 * matmul + 61 * 576 + 49152 * 576));
 }
 
 TEST(CostModel, Traffic) {
