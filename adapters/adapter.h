@@ -21,7 +21,9 @@ namespace graft::adapters {
 struct NamedParameter {
   std::string name;
   torch::Tensor value;
-  int layer = 0;  // global layer that owns it; the number of layers for parameters outside layers. Names the checkpoint shard.
+  // Global layer that owns it; outside the layers: their number for what stands in front (soft prompts), one more for the task head. Names the
+  // checkpoint shard.
+  int layer = 0;
 };
 
 // Name, shape and owner of a trained tensor, without the tensor.
@@ -43,6 +45,8 @@ struct AttachOptions {
   torch::Dtype model_dtype = torch::kFloat32;
   torch::Dtype compute_dtype = torch::kFloat32;  // of adapter GEMMs
   torch::Device device = torch::kCPU;            // where the stage's activations live
+  // The task head of the model folder by HF name, float32; empty where it has none (task_head.h).
+  std::vector<std::pair<std::string, torch::Tensor>> stored_head;
 };
 
 // What the adapter folder says beside the tensors.

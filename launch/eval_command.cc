@@ -28,7 +28,7 @@ absl::Status EvalCommand(CommandContext& context) {
                                  {"tokens", result.tokens},
                                  {"trained_tokens", result.trained_tokens},
                                  {"samples", result.samples}};
-  for (const auto& [name, value] : result.Metrics()) json[name] = value;
+  for (const auto& [name, value] : result.metrics) json[name] = value;
   std::printf("%s\n", json.dump().c_str());
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include "sharding/adapter_folder.h"
 #include "trainer/export_source.h"
 #include "trainer/merge_model.h"
+#include "trainer/open_data.h"
 
 namespace graft::launch {
 namespace {
@@ -17,6 +18,20 @@ std::string WithoutLastSlash(std::string path) {
   return path;
 }
 
+// Outputs of the task head, which only a data set tells; 0 without one.
+absl::StatusOr<int64_t> HeadOutputs(CommandContext& context) {
+  const trainer::Recipe& recipe = context.recipe;
+  if (recipe.task.type == "causal_lm") return 0;
+  const bool train = !recipe.data.train.empty();
+  if (!train) {
+    GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"data.eval"}, "export with a task head"));
+  }
+  GRAFT_ASSIGN_OR_RETURN(
+      const auto data, trainer::OpenData(recipe, train ? recipe.data.train : recipe.data.eval,
+                                         train ? "data.train" : "data.eval", context.world.all()));
+  return trainer::WorkShapeOf(*data, 0).outputs;
+}
+
 }  // namespace
 
 absl::Status ExportCommand(CommandContext& context) {
@@ -24,8 +39,9 @@ absl::Status ExportCommand(CommandContext& context) {
   GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model", "adapter.method"}, "export"));
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, trainer::ReadRecipeModel(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const int64_t outputs, HeadOutputs(context));
   GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
-                         trainer::ChooseAdapter(recipe, config));
+                         trainer::ChooseAdapter(recipe, config, outputs));
   GRAFT_ASSIGN_OR_RETURN(const sharding::NamedTensors tensors,
                          trainer::ReadExportSource(recipe, adapter));
   const std::string to = WithoutLastSlash(recipe.export_.to);
@@ -39,7 +55,8 @@ absl::Status ExportCommand(CommandContext& context) {
   }
   const std::string base = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
   const nlohmann::json peft = adapter.method->PeftConfig(
-      adapter.matched, {.base_model_name_or_path = base, .task_type = "CAUSAL_LM"});
+      adapter.matched,
+      {.base_model_name_or_path = base, .task_type = trainer::PeftTaskType(recipe)});
   GRAFT_RETURN_IF_ERROR(
       sharding::WriteAdapterFolder(to, peft, adapter.method->ToFolder(adapter.matched, tensors)));
   LOG(INFO) << "adapter in " << to;

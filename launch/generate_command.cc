@@ -41,6 +41,10 @@ absl::Status WriteGenerations(const std::string& output, const std::vector<std::
 
 absl::Status GenerateCommand(CommandContext& context) {
   const trainer::Recipe& recipe = context.recipe;
+  if (recipe.task.type != "causal_lm") {
+    return RecipeError(absl::StrCat("task.type: found \"", recipe.task.type,
+                                    "\", `graft generate` continues texts; allowed: causal_lm"));
+  }
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
   if (recipe.generate.beams != 1) {
     return RecipeError(absl::StrCat("generate.beams: found ", recipe.generate.beams,

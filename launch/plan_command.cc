@@ -55,9 +55,9 @@ absl::Status PlanCommand(CommandContext& context) {
   const trainer::Recipe& recipe = context.recipe;
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, trainer::ReadRecipeModel(recipe));
-  GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
-                         trainer::ChooseAdapter(recipe, config));
   GRAFT_ASSIGN_OR_RETURN(const trainer::WorkShape shape, ReadWork(context, config));
+  GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
+                         trainer::ChooseAdapter(recipe, config, shape.outputs));
   GRAFT_ASSIGN_OR_RETURN(const sharding::Plan plan,
                          trainer::MakeRecipePlan(recipe, config, adapter, shape));
   trainer::SetUpThreads(context.world.all(), recipe.parallel.threads);

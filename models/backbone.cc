@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "models/architectures/gpt2.h"
 #include "models/architectures/llama.h"
+#include "models/architectures/roberta.h"
 #include "models/weights/expected_tensors.h"
 
 namespace graft::models {
@@ -21,6 +22,7 @@ const Family* FindFamily(const std::string& model_type) {
   static const std::vector<Family> families = {
       {{"llama", "mistral", "qwen2"}, BuildLlama, ListLlamaSites},
       {{"gpt2"}, BuildGpt2, ListGpt2Sites},
+      {{"roberta"}, BuildRoberta, ListRobertaSites},
   };
   for (const Family& family : families) {
     for (const std::string& name : family.model_types) {
@@ -46,6 +48,10 @@ absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& confi
 
 std::vector<SiteSpec> ListSites(const ModelConfig& config) {
   return KnownFamily(config).sites(config);
+}
+
+TaskHeadModule TaskHeadOf(const ModelConfig& config) {
+  return config.causal ? TaskHeadModule{"score", false} : TaskHeadModule{"classifier", true};
 }
 
 int64_t CountParameters(const ModelConfig& config) {

@@ -32,6 +32,7 @@ struct BackboneOptions {
   torch::Dtype dtype = torch::kFloat32;   // of frozen weights and activations
   torch::Device device = torch::kCPU;
   bool recompute = false;                 // model.recompute: layer
+  bool language_head = true;              // false: a task head stands at the end, the projection to the vocabulary is not loaded
 };
 
 class Backbone {
@@ -52,6 +53,9 @@ class Backbone {
   // Sum of cross-entropies (nats, float64 scalar on CPU, differentiable in h) over batch.target_rows, in chunks; the full logits
   // never exist. Zero targets: a zero that still depends on h. Only when range().head.
   virtual torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) = 0;
+  // Outputs of the task head, (S, C) float32, one row per sample: the hook of the `head` site on the state that stands for the
+  // sample (an encoder's first row; a decoder's last, behind the final norm). Only when range().head and the site has a hook.
+  virtual torch::Tensor TaskOutputs(const torch::Tensor& h, SiteContext& context) = 0;
   // Cross-entropy of each target, float32 (num targets), no grad. For scoring and per-sample evaluation.
   virtual torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) = 0;
   // Final norm + LM head of the chosen rows: (rows, V) float32. Generation and tests.
@@ -81,6 +85,13 @@ absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& confi
 
 // Sites of the whole model, in (layer, fixed role) order; `embed` stands first with layer = num_layers. No weights needed.
 std::vector<SiteSpec> ListSites(const ModelConfig& config);
+// The task head that HF puts on this family, by module: {module}.dense and {module}.out_proj with biases on an encoder, {module} alone
+// without a bias on a decoder.
+struct TaskHeadModule {
+  std::string module;
+  bool has_dense = false;
+};
+TaskHeadModule TaskHeadOf(const ModelConfig& config);
 // Parameters of the whole frozen model (tied head counted once), from the config alone.
 int64_t CountParameters(const ModelConfig& config);
 

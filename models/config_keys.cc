@@ -56,6 +56,10 @@ const Names& FamilyKeys(const std::string& model_type) {
         "layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_type",
         "summary_use_proj", "summary_activation", "summary_proj_to_labels",
         "summary_first_dropout"}},
+      {"roberta",
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "hidden_act",
+        "hidden_dropout_prob", "attention_probs_dropout_prob"}},
   };
   return families->at(model_type);
 }
@@ -111,6 +115,7 @@ const std::vector<FixedKey>& FixedKeys() {
       {"add_cross_attention", false},
       {"scale_attn_by_inverse_layer_idx", false},
       {"reorder_and_upcast_attn", false},
+      {"position_embedding_type", "absolute"},
   };
   return *keys;
 }

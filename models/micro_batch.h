@@ -28,7 +28,11 @@ struct MicroBatch {
   // Supervised positions, for the last stage: row `target_rows[i]` predicts token `target_ids[i]` (already shifted).
   std::vector<int64_t> target_rows;
   std::vector<int64_t> target_ids;
+  // Classification, regression: one of the two has an entry for each segment.
+  std::vector<int64_t> labels;
+  std::vector<float> values;
 
+  bool has_task_labels() const { return !labels.empty() || !values.empty(); }
   int64_t num_rows() const { return segments.empty() ? 0 : segments.back().begin + segments.back().length; }
 };
 

@@ -13,6 +13,7 @@
 #include "models/config_keys.h"
 #include "models/config_limits.h"
 #include "models/gpt2_config.h"
+#include "models/roberta_config.h"
 #include "models/rope_config.h"
 
 namespace graft::models {
@@ -217,10 +218,8 @@ struct ModelType {
   absl::Status (*read)(const json& config, const std::string& origin, ModelConfig* out);
 };
 constexpr ModelType kModelTypes[] = {
-    {"llama", &ReadLlamaConfig},
-    {"mistral", &ReadLlamaConfig},
-    {"qwen2", &ReadLlamaConfig},
-    {"gpt2", &ReadGpt2Config},
+    {"llama", &ReadLlamaConfig}, {"mistral", &ReadLlamaConfig},   {"qwen2", &ReadLlamaConfig},
+    {"gpt2", &ReadGpt2Config},   {"roberta", &ReadRobertaConfig},
 };
 
 absl::StatusOr<const ModelType*> FindModelType(const json& config, const std::string& origin) {

@@ -28,7 +28,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string model_type;      // "llama", "mistral", "qwen2", "gpt2"
+  std::string model_type;      // "llama", "mistral", "qwen2", "gpt2", "roberta"
   std::string architecture;    // first of `architectures`, may be empty
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
@@ -49,7 +49,10 @@ struct ModelConfig {
   // What the architecture fixes without a key in config.json.
   bool gated_ffn = true;       // act(gate) * up, else act(up)
   bool layer_norm = false;     // LayerNorm with a bias, else RMSNorm
+  bool causal = true;          // false: an encoder, which sees in both directions and has no language-model head here
   int64_t position_rows = 0;   // learned positions: rows of their table; 0 = rotary
+  int64_t position_offset = 0; // row of the first position (RoBERTa: padding id + 1)
+  int64_t token_types = 0;     // rows of the token-type table; every token is of type 0
   RopeConfig rope;             // when position_rows is 0
   // 0 = full attention; else keys at distance >= window are masked. One entry per layer.
   std::vector<int64_t> sliding_window;

@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "models/gpt2_config.h"
 #include "models/model_config.h"
+#include "models/roberta_config.h"
 
 namespace graft::models {
 namespace {
@@ -34,6 +35,9 @@ constexpr Shape kShapes[] = {
     {"gpt2", "gpt2", 768, 12, 12, 12, 3072, 50'257, 1024, 0, 1e-5, true, 0},
     {"gpt2-medium", "gpt2", 1024, 24, 16, 16, 4096, 50'257, 1024, 0, 1e-5, true, 0},
     {"gpt2-large", "gpt2", 1280, 36, 20, 20, 5120, 50'257, 1024, 0, 1e-5, true, 0},
+    {"roberta-tiny", "roberta", 64, 4, 4, 4, 256, 256, 256, 0, 1e-5, true, 0},
+    {"roberta-base", "roberta", 768, 12, 12, 12, 3072, 50'265, 512, 0, 1e-5, true, 0},
+    {"roberta-large", "roberta", 1024, 24, 16, 16, 4096, 50'265, 512, 0, 1e-5, true, 0},
 };
 
 ModelConfig Expand(const Shape& shape) {
@@ -52,6 +56,14 @@ ModelConfig Expand(const Shape& shape) {
   if (config.model_type == "gpt2") {
     config.activation = "gelu_new";
     SetGpt2Facts(&config);
+    return config;
+  }
+  if (config.model_type == "roberta") {
+    config.activation = "gelu";
+    config.token_types = 1;
+    config.position_offset = 2;
+    config.position_rows = config.max_positions + config.position_offset;
+    SetRobertaFacts(&config);
     return config;
   }
   config.qkv_bias = config.model_type == "qwen2";

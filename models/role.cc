@@ -9,12 +9,12 @@ struct RoleRow {
 };
 
 constexpr RoleRow kRows[] = {
-    {Role::kAttnQ, "attn.q"},      {Role::kAttnK, "attn.k"},     {Role::kAttnV, "attn.v"},
-    {Role::kAttnO, "attn.o"},      {Role::kFfnGate, "ffn.gate"}, {Role::kFfnUp, "ffn.up"},
-    {Role::kFfnDown, "ffn.down"},  {Role::kCrossQ, "cross.q"},   {Role::kCrossK, "cross.k"},
-    {Role::kCrossV, "cross.v"},    {Role::kCrossO, "cross.o"},   {Role::kEmbed, "embed"},
-    {Role::kLayerIn, "layer.in"},  {Role::kAttnOut, "attn.out"}, {Role::kFfnOut, "ffn.out"},
-    {Role::kLayerOut, "layer.out"}};
+    {Role::kAttnQ, "attn.q"},       {Role::kAttnK, "attn.k"},     {Role::kAttnV, "attn.v"},
+    {Role::kAttnO, "attn.o"},       {Role::kFfnGate, "ffn.gate"}, {Role::kFfnUp, "ffn.up"},
+    {Role::kFfnDown, "ffn.down"},   {Role::kCrossQ, "cross.q"},   {Role::kCrossK, "cross.k"},
+    {Role::kCrossV, "cross.v"},     {Role::kCrossO, "cross.o"},   {Role::kEmbed, "embed"},
+    {Role::kLayerIn, "layer.in"},   {Role::kAttnOut, "attn.out"}, {Role::kFfnOut, "ffn.out"},
+    {Role::kLayerOut, "layer.out"}, {Role::kHead, "head"}};
 
 }  // namespace
 

@@ -14,6 +14,7 @@ enum class Role {
   kAttnQ = 0, kAttnK = 1, kAttnV = 2, kAttnO = 3, kFfnGate = 4, kFfnUp = 5, kFfnDown = 6,
   kCrossQ = 7, kCrossK = 8, kCrossV = 9, kCrossO = 10,
   kEmbed = 16, kLayerIn = 17, kAttnOut = 18, kFfnOut = 19, kLayerOut = 20,
+  kHead = 34,
 };
 inline constexpr int kNumRoles = 21;
 
@@ -23,7 +24,7 @@ bool IsLinear(Role role);                               // true for kAttnQ..kCro
 const std::vector<Role>& AllRoles();                    // in the fixed order
 
 struct SiteId {
-  int layer = 0;  // global layer index; embed: the number of layers
+  int layer = 0;  // global layer index; embed and head: the number of layers
   Role role = Role::kAttnQ;
   friend bool operator==(const SiteId&, const SiteId&) = default;
   friend auto operator<=>(const SiteId&, const SiteId&) = default;

@@ -34,7 +34,8 @@ int64_t LayerMatmulParameters(const ModelConfig& config) {
 }
 
 int64_t HeadMatmulParameters(const ModelConfig& config) {
-  return config.hidden_size * config.vocab_size;
+  // An encoder's head is a small one of the task.
+  return config.hidden_size * (config.causal ? config.vocab_size : config.hidden_size);
 }
 
 int64_t MatmulParameters(const ModelConfig& config) {
@@ -52,11 +53,12 @@ int64_t LayerParameters(const ModelConfig& config) {
 }
 
 int64_t EmbeddingParameters(const ModelConfig& config) {
-  return config.hidden_size * (config.vocab_size + config.position_rows);
+  const int64_t rows = config.vocab_size + config.position_rows + config.token_types;
+  return config.hidden_size * rows + (config.causal ? 0 : NormParameters(config));
 }
 
 int64_t HeadParameters(const ModelConfig& config) {
-  return NormParameters(config) + HeadMatmulParameters(config);
+  return config.causal ? NormParameters(config) + HeadMatmulParameters(config) : 0;
 }
 
 double LayerForwardFlop(const ModelConfig& config, int64_t sequence_length) {
@@ -100,11 +102,12 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
       part.layers * static_cast<double>(LayerParameters(config) - LayerMatmulParameters(config));
   if (part.embed) other += static_cast<double>(EmbeddingParameters(config));
   // A tied table that this rank has already loaded for the embedding is there once, unless its
-  // products have a form of their own.
-  if (part.head && (shape.packed_twice || !(part.embed && config.tie_word_embeddings))) {
+  // products have a form of their own; a task head counts with the adapter.
+  const bool shares_table = part.embed && config.tie_word_embeddings && !shape.packed_twice;
+  if (part.head && config.causal && !shares_table) {
     matmul += static_cast<double>(HeadMatmulParameters(config));
   }
-  if (part.head) other += static_cast<double>(NormParameters(config));
+  if (part.head && config.causal) other += static_cast<double>(NormParameters(config));
   memory.frozen = element * (matmul * (shape.packed_twice ? 2 : 1) + other);
 
   memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);
@@ -119,7 +122,7 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
     memory.activations = part.in_flight * tokens * trained_per_chunk * lean;
   }
   if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
-  if (part.head) {
+  if (part.head && config.causal) {
     const int64_t positions =
         std::min(kLossChunkPositions,
                  kLossChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))));

@@ -20,7 +20,7 @@ int64_t MatmulParameters(const models::ModelConfig& config);      // P
 // With norms and biases: what a stage loads.
 int64_t LayerParameters(const models::ModelConfig& config);
 int64_t EmbeddingParameters(const models::ModelConfig& config);
-int64_t HeadParameters(const models::ModelConfig& config);  // final norm + LM head
+int64_t HeadParameters(const models::ModelConfig& config);  // final norm + LM head; encoder: 0
 
 // FLOP of one layer for one token at sequence length S; the causal half of attention is counted.
 double LayerForwardFlop(const models::ModelConfig& config, int64_t sequence_length);

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/layers/task_loss.h"
 
 namespace graft::sharding {
 namespace {
@@ -68,6 +69,7 @@ class Executor::Run {
   StepResult Go() {
     if (plan_.Part(stage_.index(), plan_.chunks - 1).head) {
       result_.losses.resize(micro_batches_.size());
+      result_.outputs.resize(micro_batches_.size());
     }
     const double blocked_before = transfers_.blocked_seconds();
     transfers_.BeginStep(micro_batches_.empty() ? 0 : micro_batches_[0].step);
@@ -136,7 +138,8 @@ class Executor::Run {
       context.training = training_;
       torch::Tensor hidden = Facts(part).embed ? backbone.Embed(context) : input;
       hidden = backbone.Layers(hidden, context);
-      pending.output = Facts(part).head ? backbone.LossSum(hidden, context) : hidden.contiguous();
+      pending.output =
+          Facts(part).head ? LossSum(op, backbone, hidden, context) : hidden.contiguous();
     }
     if (Facts(part).head) {
       result_.losses[static_cast<size_t>(op.micro_batch)] = pending.output.item<double>();
@@ -146,6 +149,14 @@ class Executor::Run {
       transfers_.Give({Pass::kForward, part + 1, op.micro_batch}, pending.output.detach());
     }
     if (backward) pending_[{op.chunk, op.micro_batch}] = std::move(pending);
+  }
+
+  torch::Tensor LossSum(const Op& op, models::Backbone& backbone, const torch::Tensor& hidden,
+                        models::SiteContext& context) {
+    if (!context.batch->has_task_labels()) return backbone.LossSum(hidden, context);
+    const torch::Tensor outputs = backbone.TaskOutputs(hidden, context);
+    if (!training_) result_.outputs[static_cast<size_t>(op.micro_batch)] = outputs.detach();
+    return models::TaskLossSum(outputs, *context.batch);
   }
 
   void Backward(const Op& op) {

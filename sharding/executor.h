@@ -35,9 +35,13 @@ struct OpRecord {
 };
 
 struct StepResult {
-  // Of each micro-batch, sum of cross-entropies (nats). Last stage; empty on the others.
+  // Of each micro-batch, sum of its losses (nats; regression: squared errors). Last stage; empty on
+  // the others.
   std::vector<double> losses;
-  double loss_sum = 0;         // of `losses`, in order
+  double loss_sum = 0;  // of `losses`, in order
+  // Evaluation of a task with labels, last stage: the head's outputs (samples, C) of each
+  // micro-batch.
+  std::vector<torch::Tensor> outputs;
   double compute_seconds = 0;  // inside operations, without waiting
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;

@@ -57,8 +57,8 @@ absl::Status CopyTensor(const models::SafetensorsFile& file, const std::string& 
 }  // namespace
 
 std::string ShardName(int layer, int num_layers) {
-  return layer < num_layers ? absl::StrFormat("layer-%04d.safetensors", layer)
-                            : "prompt.safetensors";
+  if (layer < num_layers) return absl::StrFormat("layer-%04d.safetensors", layer);
+  return layer == num_layers ? "prompt.safetensors" : "head.safetensors";
 }
 
 absl::StatusOr<std::vector<CheckpointFile>> WriteShards(const std::string& folder, int num_layers,

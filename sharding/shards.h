@@ -1,6 +1,6 @@
 // The shard files of a checkpoint, as one rank writes and reads them: one safetensors file per unit
-// (layer, prompt) with param/NAME, exp_avg/NAME, exp_avg_sq/NAME. Used by the checkpointer. Knows
-// no ranks: a stage writes the units it owns and reads the names it needs.
+// (layer, prompt, head) with param/NAME, exp_avg/NAME, exp_avg_sq/NAME. Used by the checkpointer.
+// Knows no ranks: a stage writes the units it owns and reads the names it needs.
 #pragma once
 
 #include <string>
@@ -22,8 +22,8 @@ struct TrainedState {
   torch::Tensor exp_avg_sq;
 };
 
-// "layer-0007.safetensors"; parameters outside the layers (layer = num_layers):
-// "prompt.safetensors".
+// "layer-0007.safetensors"; parameters outside the layers: "prompt.safetensors" (layer =
+// num_layers), "head.safetensors" (above).
 std::string ShardName(int layer, int num_layers);
 
 // Writes the units of `state` below `folder`/shards, durable. Errors: kind io.

@@ -11,7 +11,8 @@ int ChunkOf(const Plan& plan, int stage, const models::SiteId& site) {
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
     const StageChunk& part = plan.Part(stage, chunk);
     const bool here = site.layer >= part.first_layer && site.layer < part.end_layer();
-    if (here || (site.layer == plan.num_layers && part.embed)) return chunk;
+    const bool outside = site.role == models::Role::kHead ? part.head : part.embed;
+    if (here || (site.layer == plan.num_layers && outside)) return chunk;
   }
   return -1;
 }
@@ -25,8 +26,11 @@ TrainableCounts CountTrainables(const adapters::Method& method,
   for (const adapters::ParameterSpec& parameter : method.Parameters(matched)) {
     int64_t size = 1;
     for (int64_t dim : parameter.shape) size *= dim;
-    (parameter.layer < num_layers ? counts.layers[static_cast<size_t>(parameter.layer)]
-                                  : counts.embed) += size;
+    if (parameter.layer < num_layers) {
+      counts.layers[static_cast<size_t>(parameter.layer)] += size;
+    } else {
+      (parameter.layer == num_layers ? counts.embed : counts.head) += size;
+    }
   }
   return counts;
 }

@@ -14,9 +14,9 @@
 
 namespace graft::sharding {
 
-// Trainable parameters by unit, as MakePlan wants them. Parameters that belong to no layer (soft
-// prompts and their generators) stand before the first one. Pure; `matched`: sites of the whole
-// model.
+// Trainable parameters by unit, as MakePlan wants them. Of those that belong to no layer, soft
+// prompts and their generators stand before the first one, a task head behind the last. Pure;
+// `matched`: sites of the whole model.
 TrainableCounts CountTrainables(const adapters::Method& method,
                                 const std::vector<models::SiteSpec>& matched, int num_layers);
 

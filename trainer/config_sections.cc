@@ -32,7 +32,7 @@ void ModelSection::Visit(FieldVisitor& v) {
 }
 
 void TaskSection::Visit(FieldVisitor& v) {
-  v.Text({"type", "what is learnt"}, &type, {"causal_lm"});
+  v.Text({"type", "what is learnt"}, &type, {"causal_lm", "classification", "regression"});
 }
 
 void DataSection::Visit(FieldVisitor& v) {

@@ -1,10 +1,9 @@
 #include "trainer/evaluator.h"
 
-#include <cmath>
-
 #include "comm/reducer.h"
 #include "trainer/data/batch_plan.h"
 #include "trainer/data/collate.h"
+#include "trainer/task_metrics.h"
 
 namespace graft::trainer {
 namespace {
@@ -15,8 +14,11 @@ constexpr size_t kMicroBatchesPerRun = 64;
 
 }  // namespace
 
-std::vector<std::pair<std::string, double>> EvalResult::Metrics() const {
-  return {{"perplexity", std::exp(loss)}};
+double EvalResult::Value(const std::string& name) const {
+  for (const auto& [metric, value] : metrics) {
+    if (metric == name) return value;
+  }
+  return loss;
 }
 
 EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples,
@@ -24,6 +26,7 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
   const std::vector<std::vector<int64_t>> share =
       EvaluationMicroBatches(num_samples, micro_batch, model.grid().data, model.data_rank());
   comm::ControlVector mine;
+  TaskMetrics metrics(model.task(), model.outputs());
   for (size_t begin = 0; begin < share.size(); begin += kMicroBatchesPerRun) {
     std::vector<models::MicroBatch> batches;
     for (size_t i = begin; i < std::min(share.size(), begin + kMicroBatchesPerRun); ++i) {
@@ -32,7 +35,11 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));
     }
-    mine.loss_sum += model.executor().Evaluate(batches).loss_sum;
+    const sharding::StepResult run = model.executor().Evaluate(batches);
+    mine.loss_sum += run.loss_sum;
+    for (size_t i = 0; i < run.outputs.size(); ++i) {
+      if (run.outputs[i].defined()) metrics.Add(run.outputs[i], batches[i]);
+    }
   }
   if (!model.is_last_stage()) mine = comm::ControlVector();
   const comm::ControlVector total = comm::ReduceControl(model.world().all(), mine);
@@ -41,6 +48,8 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
   result.tokens = static_cast<int64_t>(total.tokens);
   result.trained_tokens = static_cast<int64_t>(total.trained_tokens);
   result.loss = total.trained_tokens > 0 ? total.loss_sum / total.trained_tokens : 0.0;
+  metrics.Reduce(model.world().all());
+  result.metrics = metrics.Values(result.loss);
   return result;
 }
 

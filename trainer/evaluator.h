@@ -13,12 +13,13 @@
 namespace graft::trainer {
 
 struct EvalResult {
-  double loss = 0;  // nats per trained token
+  double loss = 0;  // nats per trained token; a task with labels: mean over samples
   int64_t samples = 0;
   int64_t tokens = 0;
   int64_t trained_tokens = 0;
-  // Further metrics by name: perplexity.
-  std::vector<std::pair<std::string, double>> Metrics() const;
+  std::vector<std::pair<std::string, double>> metrics;  // of the task (task_metrics.h)
+  // `loss` or one of the metrics.
+  double Value(const std::string& name) const;
 };
 
 // The first `num_samples` of `data`, micro_batch samples at a time. All ranks must call; all get

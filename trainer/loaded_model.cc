@@ -6,8 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "adapters/task_head.h"
 #include "base/status.h"
 #include "comm/agree.h"
+#include "models/backbone.h"
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
 #include "trainer/threads.h"
@@ -30,11 +32,22 @@ absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenWeights(
   return models::OpenFolderWeights(recipe.model.path, options);
 }
 
+adapters::TaskHeadSpec TaskHeadSpecOf(const Recipe& recipe, const models::ModelConfig& config,
+                                      int64_t outputs) {
+  const models::TaskHeadModule head = models::TaskHeadOf(config);
+  return {.module = head.module,
+          .has_dense = head.has_dense,
+          .width = config.hidden_size,
+          .outputs = outputs,
+          .initializer_range = config.initializer_range,
+          .train = recipe.adapter.head_train,
+          .dropout = recipe.adapter.head_dropout,
+          .num_layers = static_cast<int>(config.num_layers)};
+}
+
 }  // namespace
 
 absl::Status CheckSupported(const Recipe& recipe) {
-  if (recipe.task.type != "causal_lm")
-    return Unsupported("task.type", recipe.task.type, "causal_lm");
   if (recipe.model.quantize != "none")
     return Unsupported("model.quantize", recipe.model.quantize, "none");
   if (recipe.parallel.shard_weights) return Unsupported("parallel.shard_weights", "true", "false");
@@ -55,8 +68,17 @@ absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe) {
                                    : models::ReadModelConfig(recipe.model.path);
 }
 
-absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe,
-                                            const models::ModelConfig& config) {
+std::string PeftTaskType(const Recipe& recipe) {
+  return recipe.task.type == "causal_lm" ? "CAUSAL_LM" : "SEQ_CLS";
+}
+
+absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::ModelConfig& config,
+                                            int64_t outputs) {
+  if (!config.causal && recipe.task.type == "causal_lm") {
+    return Unsupported(
+        "task.type", recipe.task.type,
+        absl::StrCat("classification, regression for model_type ", config.model_type));
+  }
   AdapterChoice choice;
   const std::string name = recipe.adapter.method.empty() ? "none" : recipe.adapter.method;
   GRAFT_ASSIGN_OR_RETURN(choice.method, adapters::NewMethod(name));
@@ -70,7 +92,11 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe,
     return site.id.layer < num_layers &&
            !std::binary_search(layers.begin(), layers.end(), site.id.layer);
   });
-  GRAFT_ASSIGN_OR_RETURN(choice.matched, method.MatchSites(sites));
+  if (outputs > 0) {
+    choice.method =
+        adapters::WithTaskHead(std::move(choice.method), TaskHeadSpecOf(recipe, config, outputs));
+  }
+  GRAFT_ASSIGN_OR_RETURN(choice.matched, choice.method->MatchSites(sites));
   return choice;
 }
 
@@ -103,7 +129,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_ASSIGN_OR_RETURN(
       model->groups_, world.MakeGroups({.data = static_cast<int>(recipe.parallel.data),
                                         .pipeline = static_cast<int>(recipe.parallel.pipeline)}));
-  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe)));
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe, work)));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   const int other = comm::FirstDifferingRank(all, model->plan_.Hash());
   if (other >= 0)
@@ -114,12 +140,15 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   return model;
 }
 
-absl::Status LoadedModel::OpenConfig(const Recipe& recipe) {
+absl::Status LoadedModel::OpenConfig(const Recipe& recipe, const WorkShape& work) {
   GRAFT_RETURN_IF_ERROR(CheckSupported(recipe));
   dtype_ = RecipeDtype(recipe);
   base_model_ = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
   GRAFT_ASSIGN_OR_RETURN(config_, ReadRecipeModel(recipe));
-  GRAFT_ASSIGN_OR_RETURN(adapter_, ChooseAdapter(recipe, config_));
+  task_ = recipe.task.type;
+  peft_task_type_ = PeftTaskType(recipe);
+  outputs_ = work.outputs;
+  GRAFT_ASSIGN_OR_RETURN(adapter_, ChooseAdapter(recipe, config_, outputs_));
   return absl::OkStatus();
 }
 
@@ -134,11 +163,15 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;
   backbone.recompute = recipe.model.recompute == "layer";
+  backbone.language_head = outputs_ == 0;
   adapters::AttachOptions attach;
   attach.seed = static_cast<uint64_t>(recipe.run.seed);
   attach.num_layers = static_cast<int>(config_.num_layers);
   attach.model_dtype = dtype_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
+  if (is_last_stage()) {
+    GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, *weights));
+  }
   GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, *weights,
                                                         backbone, method(), matched(), attach));
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
@@ -147,6 +180,20 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
       plan_, *stage_, *groups_.pipeline_group,
       sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_});
   return absl::OkStatus();
+}
+
+absl::StatusOr<sharding::NamedTensors> LoadedModel::LoadStoredHead(
+    const Recipe& recipe, models::WeightSource& weights) const {
+  sharding::NamedTensors stored;
+  if (outputs_ == 0) return stored;
+  const adapters::TaskHeadSpec spec = TaskHeadSpecOf(recipe, config_, outputs_);
+  for (const adapters::ParameterSpec& tensor : adapters::TaskHeadTensors(spec)) {
+    if (!weights.Has(tensor.name)) continue;
+    GRAFT_ASSIGN_OR_RETURN(const torch::Tensor value,
+                           weights.Load(tensor.name, tensor.shape, torch::kFloat32));
+    stored.emplace_back(tensor.name, value.clone());
+  }
+  return stored;
 }
 
 absl::Status LoadedModel::InitFrom(const std::string& folder) {
@@ -161,13 +208,22 @@ absl::Status LoadedModel::InitFrom(const std::string& folder) {
   return sharding::ScatterParameters(world_.all(), *parameters, adapters());
 }
 
+int64_t LoadedModel::head_parameters() const {
+  int64_t count = 0;
+  for (const adapters::ParameterSpec& parameter : method().Parameters(matched())) {
+    if (parameter.layer > static_cast<int>(config_.num_layers))
+      count += c10::multiply_integers(parameter.shape);
+  }
+  return count;
+}
+
 int64_t LoadedModel::total_parameters() const {
   return models::CountParameters(config_) + trainable_parameters();
 }
 
 nlohmann::json LoadedModel::PeftConfig() const {
-  return method().PeftConfig(matched(),
-                             {.base_model_name_or_path = base_model_, .task_type = "CAUSAL_LM"});
+  return method().PeftConfig(
+      matched(), {.base_model_name_or_path = base_model_, .task_type = peft_task_type_});
 }
 
 absl::Status LoadedModel::WriteAdapter(const std::string& folder) {

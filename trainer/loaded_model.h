@@ -14,6 +14,7 @@
 #include "models/model_config.h"
 #include "models/weights/weight_source.h"
 #include "sharding/executor.h"
+#include "sharding/gather.h"
 #include "sharding/plan.h"
 #include "sharding/stage.h"
 #include "trainer/config.h"
@@ -25,6 +26,7 @@ namespace graft::trainer {
 struct WorkShape {
   int64_t sequence_length = 0;
   double head_share = 1.0;
+  int64_t outputs = 0;  // of the task head: classes, 1 for regression; 0 = no head
 };
 
 // The adapter of a recipe against its model, without weights.
@@ -37,10 +39,13 @@ struct AdapterChoice {
 absl::Status CheckSupported(const Recipe& recipe);
 // The config of model.path or model.shape.
 absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe);
-// The recipe's method (`none` without an adapter section) with the recipe's values, and the sites
-// that it matches. Error kind recipe.
-absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe,
-                                            const models::ModelConfig& config);
+// The recipe's method (`none` without an adapter section) with the recipe's values and, where the
+// task has one, a head of `outputs` numbers; and the sites that it matches. Error kind recipe, also
+// when the model cannot do the task.
+absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::ModelConfig& config,
+                                            int64_t outputs);
+// adapter_config.json's name of the task.
+std::string PeftTaskType(const Recipe& recipe);
 absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
                                               const models::ModelConfig& config,
                                               const AdapterChoice& adapter, const WorkShape& work);
@@ -65,12 +70,16 @@ class LoadedModel {
   const models::ModelConfig& config() const { return config_; }
   const adapters::Method& method() const { return *adapter_.method; }
   const std::vector<models::SiteSpec>& matched() const { return adapter_.matched; }
+  const std::string& task() const { return task_; }
+  int64_t outputs() const { return outputs_; }  // of the task head; 0 = none
   const sharding::Plan& plan() const { return plan_; }
   sharding::Stage& stage() { return *stage_; }
   sharding::Executor& executor() { return *executor_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
+  // Of those, in the task head; 0 without one.
+  int64_t head_parameters() const;
   // The backbone and what is trained.
   int64_t total_parameters() const;
   // adapter_config.json of this adapter on this model.
@@ -81,15 +90,20 @@ class LoadedModel {
 
  private:
   explicit LoadedModel(comm::World& world) : world_(world) {}
-  absl::Status OpenConfig(const Recipe& recipe);
+  absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
   absl::Status LoadStage(const Recipe& recipe);
+  absl::StatusOr<sharding::NamedTensors> LoadStoredHead(const Recipe& recipe,
+                                                        models::WeightSource& weights) const;
   absl::Status InitFrom(const std::string& folder);
 
   comm::World& world_;
   comm::Groups groups_;
   int threads_ = 1;
   torch::Dtype dtype_ = torch::kFloat32;
+  std::string task_;            // task.type
+  std::string peft_task_type_;  // as adapter_config.json names it
+  int64_t outputs_ = 0;
   std::string base_model_;  // as adapter_config.json names it
   models::ModelConfig config_;
   AdapterChoice adapter_;

@@ -86,17 +86,21 @@ absl::Status MetricsLog::Write(const RunRecord& record) {
   for (const auto& [name, version] : record.versions) versions[name] = version;
   OrderedJson stages = OrderedJson::array();
   for (const StageRecord& stage : record.stages) {
-    stages.push_back({{"stage", stage.stage}, {"first_layer", stage.first_layer},
+    stages.push_back({{"stage", stage.stage},
+                      {"first_layer", stage.first_layer},
                       {"end_layer", stage.end_layer},
                       {"bytes", stage.bytes}});
   }
-  const OrderedJson json = {{"kind", "run"},
-                            {"schema", 1},
-                            {"versions", versions},
-                            {"layout", LayoutJson(record.layout)},
-                            {"trainable_parameters", record.trainable_parameters},
-                            {"total_parameters", record.total_parameters},
-                            {"stages", stages}};
+  const OrderedJson json = {
+      {"kind", "run"},
+      {"schema", 1},
+      {"versions", versions},
+      {"layout", LayoutJson(record.layout)},
+      {"trainable_parameters", record.trainable_parameters},
+      {"adapter_parameters", record.trainable_parameters - record.head_parameters},
+      {"head_parameters", record.head_parameters},
+      {"total_parameters", record.total_parameters},
+      {"stages", stages}};
   return Append(json.dump());
 }
 

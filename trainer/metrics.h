@@ -37,6 +37,7 @@ struct RunRecord {
   std::vector<std::pair<std::string, std::string>> versions;  // name, version
   LayoutRecord layout;
   int64_t trainable_parameters = 0;
+  int64_t head_parameters = 0;  // of those, in the task head
   int64_t total_parameters = 0;
   std::vector<StageRecord> stages;
 };

@@ -41,12 +41,22 @@ absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& conf
   return Annotate(data.CheckFitsModel(config.vocab_size, config.longest_sequence()), key);
 }
 
+absl::Status CheckOutputs(const Dataset& data, const LoadedModel& model, const std::string& key) {
+  const int64_t outputs = WorkShapeOf(data, 0).outputs;
+  if (outputs == model.outputs()) return absl::OkStatus();
+  return InputError(absl::StrCat(key, ": ", data.folder(), " has ", outputs,
+                                 " labels, the head has outputs for ", model.outputs()));
+}
+
 WorkShape WorkShapeOf(const Dataset& data, int64_t row_length) {
   const DatasetInfo& info = data.info();
   WorkShape work;
   work.sequence_length = row_length > 0 ? row_length : data.longest();
   work.head_share = static_cast<double>(info.num_trained_tokens) /
                     static_cast<double>(std::max<int64_t>(1, info.num_tokens));
+  if (info.kind == DataKind::kClassification)
+    work.outputs = static_cast<int64_t>(info.labels.size());
+  if (info.kind == DataKind::kRegression) work.outputs = 1;
   return work;
 }
 

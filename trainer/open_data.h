@@ -26,6 +26,9 @@ absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
 absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& config,
                             const std::string& key);
 
+// The data set's classes against the outputs of the model's head. As above.
+absl::Status CheckOutputs(const Dataset& data, const LoadedModel& model, const std::string& key);
+
 // What the plan reads from a data set.
 WorkShape WorkShapeOf(const Dataset& data, int64_t row_length);
 

@@ -161,18 +161,22 @@ absl::Status Trainer::CountNonFinite(const TrainRecord& record) {
 absl::Status Trainer::EvaluateAndKeepBest() {
   const EvalResult result =
       Evaluate(*model_, *eval_data_, eval_data_->size(), recipe_.optim.micro_batch);
-  const bool best = state_.CountEvaluation(result.loss);
+  const double value = result.Value(recipe_.eval.metric);
+  const bool best = state_.CountEvaluation(higher_is_better_ ? -value : value);
   const int64_t patience = recipe_.eval.patience;
   state_.ended_early = patience > 0 && state_.evaluations_since_best >= patience;
   absl::Status status;
   if (IsRankZero()) {
     progress_->Finish();
     LOG(INFO) << "step " << state_.step << ": eval loss " << result.loss
+              << (recipe_.eval.metric == "loss"
+                      ? std::string()
+                      : absl::StrCat(", ", recipe_.eval.metric, " ", value))
               << (best ? " (best so far)" : "");
     if (state_.ended_early)
       LOG(INFO) << "no better evaluation in " << patience
                 << " of them: the run ends here, the best is step " << state_.best_step;
-    status = metrics_->Write(EvalRecord{state_.step, result.loss, result.Metrics()});
+    status = metrics_->Write(EvalRecord{state_.step, result.loss, result.metrics});
   }
   if (best && model_->data_rank() == 0) {
     const absl::Status saved =

@@ -56,6 +56,7 @@ class Trainer {
   Trainer(const Recipe& recipe, comm::World& world) : recipe_(recipe), world_(world) {}
   // The steps of Build, in order. Each ends with an agreement of all ranks.
   absl::Status OpenOutput();
+  absl::Status ChooseMetric();
   absl::Status OpenDataSets();
   absl::Status PlanBatches();
   absl::Status LoadModel();
@@ -97,6 +98,7 @@ class Trainer {
   int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder
   int failed_saves_ = 0;                 // in a row
   std::string resumed_from_;             // name of the checkpoint folder; empty = from the start
+  bool higher_is_better_ = false;        // eval.metric
   bool stop_requested_ = false;          // by a signal on any rank, as reduced
   std::unique_ptr<MetricsLog> metrics_;  // rank 0
   std::unique_ptr<Progress> progress_;   // rank 0

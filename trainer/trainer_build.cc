@@ -7,12 +7,14 @@
 #include "base/logging.h"
 #include "base/signals.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "base/version.h"
 #include "comm/agree.h"
 #include "sharding/buffer.h"
 #include "trainer/fingerprint.h"
 #include "trainer/open_data.h"
 #include "trainer/summary.h"
+#include "trainer/task_metrics.h"
 #include "trainer/trainer.h"
 
 namespace graft::trainer {
@@ -34,10 +36,7 @@ absl::Status Trainer::OpenOutput() {
   if (status.ok() && recipe_.eval.every > 0 && recipe_.data.eval.empty()) {
     status = RecipeError("data.eval: absent, eval.every above 0 needs it");
   }
-  if (status.ok() && recipe_.eval.metric != "loss") {
-    status = RecipeError(absl::StrCat("eval.metric: found \"", recipe_.eval.metric,
-                                      "\", allowed for task causal_lm: loss"));
-  }
+  if (status.ok()) status = ChooseMetric();
   if (status.ok() && IsRankZero()) {
     status = MakeDirs(recipe_.run.output);
     if (status.ok()) {
@@ -47,6 +46,19 @@ absl::Status Trainer::OpenOutput() {
     }
   }
   return Agree(status);
+}
+
+absl::Status Trainer::ChooseMetric() {
+  std::vector<std::string> names;
+  for (const MetricName& metric : MetricsOfTask(recipe_.task.type)) {
+    names.push_back(metric.name);
+    if (metric.name != recipe_.eval.metric) continue;
+    higher_is_better_ = metric.higher_is_better;
+    return absl::OkStatus();
+  }
+  return RecipeError(absl::StrCat("eval.metric: found \"", Printable(recipe_.eval.metric),
+                                  "\", allowed for task ", recipe_.task.type, ": ",
+                                  JoinNames(names)));
 }
 
 absl::Status Trainer::OpenDataSets() {
@@ -96,6 +108,8 @@ absl::Status Trainer::LoadModel() {
   absl::Status status = CheckFitsModel(*train_data_, model_->config(), "data.train");
   if (status.ok() && eval_data_ != nullptr)
     status = CheckFitsModel(*eval_data_, model_->config(), "data.eval");
+  if (status.ok() && eval_data_ != nullptr)
+    status = CheckOutputs(*eval_data_, *model_, "data.eval");
   GRAFT_RETURN_IF_ERROR(Agree(status));
   const OptimSection& optim = recipe_.optim;
   optimizer_ = std::make_unique<AdamW>(model_->adapters().values(),
@@ -151,6 +165,7 @@ absl::Status Trainer::OpenMetrics() {
                   {"nccl", comm::NcclVersion()}};
   run.layout = Layout();
   run.trainable_parameters = model_->trainable_parameters();
+  run.head_parameters = model_->head_parameters();
   run.total_parameters = model_->total_parameters();
   run.stages = StagesOf(*model_);
   const auto open = [&]() -> absl::Status {

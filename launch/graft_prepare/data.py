@@ -71,10 +71,20 @@ def in_eval(number: int, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
+def _positions(config: dict[str, Any]) -> int | None:
+    """Tokens that the model has positions for, where its config bounds them."""
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int) or positions <= 0 or config.get("model_type") == "t5":
+        return None
+    if config.get("model_type") == "roberta":  # its table begins behind the padding id
+        padding = config.get("pad_token_id", 1)
+        positions -= (padding if isinstance(padding, int) else 1) + 1
+    return positions if positions > 0 else None
+
+
 def _max_length(options: DataOptions) -> int:
     """The limit asked for, which the model's positions bound."""
-    positions = read_config(options.model).get("max_position_embeddings")
-    positions = positions if isinstance(positions, int) and positions > 0 else None
+    positions = _positions(read_config(options.model))
     if options.max_length is None:
         return min(DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
     if positions is not None and options.max_length > positions:

@@ -92,6 +92,18 @@ torch::Tensor LayerStack::LossSum(const torch::Tensor& h, SiteContext& context) 
   return HeadLossSum(h, context.batch->target_rows, context.batch->target_ids, head_);
 }
 
+torch::Tensor LayerStack::TaskOutputs(const torch::Tensor& h, SiteContext& context) {
+  context.layer = static_cast<int>(config_.num_layers);
+  const torch::Tensor pooled = Pool(h, *context.batch).to(torch::kFloat32);
+  return sites_->EditHidden(Role::kHead, pooled, context);
+}
+
+torch::Tensor LayerStack::Pool(const torch::Tensor& h, const MicroBatch& batch) const {
+  std::vector<int64_t> rows;
+  for (const Segment& segment : batch.segments) rows.push_back(segment.begin + segment.length - 1);
+  return head_.norm.Forward(h.index_select(0, torch::tensor(rows, torch::kInt64))).value;
+}
+
 torch::Tensor LayerStack::TargetLosses(const torch::Tensor& h, SiteContext& context) {
   return HeadLosses(h, context.batch->target_rows, context.batch->target_ids, head_);
 }
@@ -147,6 +159,7 @@ torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& co
 
 absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& name,
                                         std::shared_ptr<const FrozenWeight> embedding) {
+  if (!options_.language_head) return absl::OkStatus();
   std::shared_ptr<const FrozenWeight> projection = std::move(embedding);
   if (!config_.tie_word_embeddings) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable(name, config_.vocab_size, config_.hidden_size,

@@ -55,6 +55,7 @@ class LayerStack : public Backbone {
   int64_t frozen_parameters() const override { return parameters_; }
   int64_t frozen_bytes() const override { return bytes_; }
   torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) override;
+  torch::Tensor TaskOutputs(const torch::Tensor& h, SiteContext& context) override;
   torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) override;
   torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) override;
   std::unique_ptr<KvCache> NewKvCache() const override;
@@ -69,6 +70,8 @@ class LayerStack : public Backbone {
       std::function<torch::Tensor(size_t, torch::Tensor, SiteContext&, LayerKvCache*)>;
   torch::Tensor RunLayers(torch::Tensor h, SiteContext& context, KvCache* cache,
                           const LayerBody& body) const;
+  // The state that stands for each sample, (S, D). Here: its last row, behind the final norm.
+  virtual torch::Tensor Pool(const torch::Tensor& h, const MicroBatch& batch) const;
   // A linear with the hooks of its site.
   torch::Tensor Linear(const FrozenLinear& linear, Role role, SiteInput x,
                        SiteContext& context) const;
@@ -77,11 +80,12 @@ class LayerStack : public Backbone {
                        LayerKvCache* cache) const;
   // Token embeddings with the hooks of `embed`, before positions are added: (N, D).
   torch::Tensor EmbedTokens(const FrozenWeight& table, SiteContext& context) const;
-  // The projection to the vocabulary: `embedding` when the config ties them, else {name}.
+  // The projection to the vocabulary: `embedding` when the config ties them, else {name}; none when
+  // a task head stands in its place.
   absl::Status LoadProjection(PartLoader& loader, const std::string& name,
                               std::shared_ptr<const FrozenWeight> embedding);
   bool NeedsEmbedding() const {
-    return range_.embed || (range_.head && config_.tie_word_embeddings);
+    return range_.embed || (range_.head && config_.tie_word_embeddings && options_.language_head);
   }
   void TakeCounts(const PartLoader& loader) {
     parameters_ = loader.parameters();

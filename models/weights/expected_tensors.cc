@@ -67,12 +67,46 @@ void AddGpt2(const ModelConfig& config, ShapeMap* shapes) {
   AddLayerNorm("transformer.ln_f", width, shapes);
 }
 
+void AddRoberta(const ModelConfig& config, ShapeMap* shapes) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  const std::string embeddings = "roberta.embeddings.";
+  (*shapes)[embeddings + "word_embeddings.weight"] = {config.vocab_size, width};
+  (*shapes)[embeddings + "position_embeddings.weight"] = {config.position_rows, width};
+  (*shapes)[embeddings + "token_type_embeddings.weight"] = {config.token_types, width};
+  AddLayerNorm(embeddings + "LayerNorm", width, shapes);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = absl::StrCat("roberta.encoder.layer.", layer, ".");
+    for (const char* name : {"query", "key", "value"}) {
+      AddLinear(prefix + "attention.self." + name, width, width, true, shapes);
+    }
+    AddLinear(prefix + "attention.output.dense", width, width, true, shapes);
+    AddLayerNorm(prefix + "attention.output.LayerNorm", width, shapes);
+    AddLinear(prefix + "intermediate.dense", width, inner, true, shapes);
+    AddLinear(prefix + "output.dense", inner, width, true, shapes);
+    AddLayerNorm(prefix + "output.LayerNorm", width, shapes);
+  }
+}
+
+// Heads and the pooler, of which only the task head is used, and the position numbers of old
+// folders.
+bool MayBeExtraInRoberta(const std::string& name) {
+  for (const char* part : {"lm_head.", "classifier.", "roberta.pooler.", "pooler."}) {
+    if (absl::StartsWith(name, part)) return true;
+  }
+  return absl::EndsWith(name, "embeddings.position_ids");
+}
+
+bool HasLanguageHead(const ModelConfig& config) {
+  return config.causal && !absl::EndsWith(config.architecture, "ForSequenceClassification");
+}
+
 // Caches of old folders (rotary frequencies, causal masks), task heads, the copy of a tied head.
 bool MayBeExtra(const ModelConfig& config, const std::string& name) {
   if (config.model_type == "gpt2" &&
       (absl::EndsWith(name, ".attn.bias") || absl::EndsWith(name, ".attn.masked_bias"))) {
     return true;
   }
+  if (config.model_type == "roberta") return MayBeExtraInRoberta(name);
   return absl::EndsWith(name, ".rotary_emb.inv_freq") || name == "score.weight" ||
          (config.tie_word_embeddings && name == "lm_head.weight");
 }
@@ -92,10 +126,12 @@ ShapeMap ExpectedTensors(const ModelConfig& config) {
   ShapeMap shapes;
   if (config.model_type == "gpt2") {
     AddGpt2(config, &shapes);
+  } else if (config.model_type == "roberta") {
+    AddRoberta(config, &shapes);
   } else {
     AddLlama(config, &shapes);
   }
-  if (!config.tie_word_embeddings) {
+  if (!config.tie_word_embeddings && HasLanguageHead(config)) {
     shapes["lm_head.weight"] = {config.vocab_size, config.hidden_size};
   }
   return shapes;

@@ -19,7 +19,7 @@ using nlohmann::json;
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
 // Of the base model: HF leaves it out when the base model was saved without a head.
-constexpr const char* kBasePrefixes[] = {"transformer."};
+constexpr const char* kBasePrefixes[] = {"transformer.", "roberta."};
 constexpr int64_t kMaxIndexBytes = 100'000'000;
 
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path,

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "models/backbone.h"
 #include "models/gpt2_config.h"
+#include "models/roberta_config.h"
 #include "models/weights/weight_source.h"
 
 namespace graft::models {
@@ -34,6 +35,13 @@ ModelConfig TinyConfig(const std::string& model_type, int64_t layers, int64_t hi
   if (model_type == "gpt2") {
     c.activation = "gelu_new";
     SetGpt2Facts(&c);
+  }
+  if (model_type == "roberta") {
+    c.activation = "gelu";
+    c.token_types = 2;
+    c.position_offset = 2;
+    c.position_rows = c.max_positions + 2;
+    SetRobertaFacts(&c);
   }
   return c;
 }
@@ -268,6 +276,8 @@ TEST(Backbones, ParameterCountOfTheRealModels) {
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2"))), 124439808);
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2-medium"))), 354823168);
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2-large"))), 774030080);
+  // RobertaModel(add_pooling_layer=False).
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("roberta-base"))), 124055040);
 }
 
 TEST(Backbones, Gpt2OffersTheThirdsOfItsFusedProjection) {
@@ -283,6 +293,43 @@ TEST(Backbones, Gpt2OffersTheThirdsOfItsFusedProjection) {
     EXPECT_TRUE(site.fan_in_fan_out);
   }
   for (const SiteSpec& site : sites) EXPECT_NE(site.id.role, Role::kFfnGate);
+}
+
+// An encoder has no language-model head: its parts are compared by the hidden state.
+TEST(Backbones, RobertaInPartsAndRecomputedIsTheSame) {
+  const ModelConfig config = TinyConfig("roberta", 4);
+  const MicroBatch batch = MakeBatch({6, 4});
+  const auto whole = BuildWhole(config), again = BuildWhole(config, /*recompute=*/true);
+  const auto first = Build(config, {0, 1, true, false}), last = Build(config, {1, 3, false, true});
+  SiteContext context;
+  context.batch = &batch;
+  const Tensor vector = HookEveryLayer(*whole, Role::kAttnQ, 64);
+  const Tensor other = HookEveryLayer(*again, Role::kAttnQ, 64);
+  const Tensor h = whole->Layers(whole->Embed(context), context);
+  const Tensor parts = last->Layers(first->Layers(first->Embed(context), context), context);
+  EXPECT_TRUE(at::equal(h.detach(), parts));
+  const Tensor seed = at::randn_like(parts);
+  torch::autograd::backward({h}, {seed});
+  torch::autograd::backward({again->Layers(again->Embed(context), context)}, {seed});
+  EXPECT_GT(vector.grad().abs().max().item<float>(), 0.0f);
+  EXPECT_TRUE(at::allclose(vector.grad(), other.grad(), 1e-4, 1e-6));
+  EXPECT_EQ(first->frozen_parameters() + last->frozen_parameters(), CountParameters(config));
+}
+
+TEST(Backbones, RobertaSeesInBothDirectionsInsideASampleAlone) {
+  const auto model = BuildWhole(TinyConfig("roberta", 2));
+  const auto run = [&](const MicroBatch& batch) {
+    SiteContext context;
+    context.batch = &batch;
+    at::NoGradGuard no_grad;
+    return model->Layers(model->Embed(context), context);
+  };
+  const MicroBatch batch = MakeBatch({6, 4});
+  MicroBatch changed = batch;
+  changed.tokens[5] = 100;  // the first sample's last token
+  const Tensor a = run(batch), b = run(changed);
+  EXPECT_FALSE(at::equal(a[0], b[0]));
+  EXPECT_TRUE(at::equal(a.narrow(0, 6, 4), b.narrow(0, 6, 4)));
 }
 
 }  // namespace

@@ -95,6 +95,38 @@ TEST(ModelConfigTest, Gpt2RefusesWhatWouldChangeTheMathematics) {
   }
 }
 
+// The config of roberta-base as published.
+constexpr char kRoberta[] = R"({
+  "architectures": ["RobertaForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+  "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+  "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+  "max_position_embeddings": 514, "model_type": "roberta", "num_attention_heads": 12,
+  "num_hidden_layers": 12, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265})";
+
+TEST(ModelConfigTest, Roberta) {
+  const auto config = ParseModelConfig(kRoberta, "config.json");
+  ASSERT_THAT(config, IsOk());
+  EXPECT_EQ(config->max_positions, 512);
+  EXPECT_EQ(config->position_rows, 514);
+  EXPECT_EQ(config->position_offset, 2);
+  EXPECT_EQ(config->token_types, 1);
+  EXPECT_EQ(config->norm_eps, 1e-5);
+  EXPECT_FALSE(config->causal);
+  EXPECT_FALSE(config->tie_word_embeddings);
+}
+
+TEST(ModelConfigTest, RobertaRefusesWhatWouldChangeTheMathematics) {
+  const std::pair<const char*, json> changes[] = {
+      {"is_decoder", true},           {"position_embedding_type", "relative_key"},
+      {"hidden_act", "silu"},         {"num_attention_heads", 7},
+      {"max_position_embeddings", 2}, {"num_key_value_heads", 4}};
+  for (const auto& [key, value] : changes) {
+    json config = json::parse(kRoberta);
+    config[key] = value;
+    EXPECT_THAT(Parse(config), FailsWith(ErrorKind::kInput, key)) << key;
+  }
+}
+
 TEST(ModelConfigTest, Llama32InBothForms) {
   const char old_form[] = R"({
     "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,

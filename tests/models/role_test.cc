@@ -18,7 +18,7 @@ TEST(RoleTest, FixedOrderOfTheDesign) {
   EXPECT_THAT(
       names, ::testing::ElementsAre("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up",
                                     "ffn.down", "cross.q", "cross.k", "cross.v", "cross.o", "embed",
-                                    "layer.in", "attn.out", "ffn.out", "layer.out"));
+                                    "layer.in", "attn.out", "ffn.out", "layer.out", "head"));
 }
 
 TEST(RoleTest, LinearsAreNotHiddenStates) {

@@ -35,15 +35,21 @@ class Golden:
         return Path(self.numbers["model_folder"])
 
 
+def data_folder(task, part):
+    return GOLDENS / "data" / (part if task == "causal_lm" else f"{task}-{part}")
+
+
 def recipe(golden, output, **sections):
     """The recipe of a golden case; `sections` are merged into it, e.g. parallel=dict(data=2)."""
     case = golden.numbers["case"]
     result = dict(
         run=dict(name=golden.name, output=str(output)),
         model=dict(path=str(golden.model), dtype="float32"),
-        task=dict(type="causal_lm"),
+        task=dict(type=case["task"]),
         data=dict(
-            train=str(GOLDENS / "data" / "train"), eval=str(GOLDENS / "data" / "eval"), shuffle=False
+            train=str(data_folder(case["task"], "train")),
+            eval=str(data_folder(case["task"], "eval")),
+            shuffle=False,
         ),
         adapter=case["adapter"] | dict(init_from=str(golden.folder / "initial")),
         optim=case["optim"] | dict(steps=case["steps"], micro_batch=2),

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+import prepared_data
 import reference
 from compare import LOSS_RELATIVE, read_json, relative
-from graft_program import Golden, recipe, run
+from graft_program import Golden, data_folder, recipe, run
+from variants import NUM_LABELS
 
 NEW_TOKENS = 6
 
@@ -21,6 +25,41 @@ def test_eval(name, data, pipeline, evaluation_samples, tmp_path):
     assert relative(result["loss"], golden.numbers["eval_before"]) <= LOSS_RELATIVE
     assert result["tokens"] == sum(len(s.ids) for s in evaluation_samples)
     assert result["samples"] == len(evaluation_samples)
+
+
+def expected_metrics(model, samples):
+    """By their definitions: accuracy, macro F1 and Matthews' correlation as that of one-hot columns; Pearson's."""
+    outputs = [reference.logits(model, s.ids) for s in samples]
+    if isinstance(samples[0].label, float):
+        x, y = (torch.tensor(v, dtype=torch.float64) for v in ([o.item() for o in outputs], [s.label for s in samples]))
+        return dict(pearson=torch.corrcoef(torch.stack([x, y]))[0, 1].item(), mse=((x - y) ** 2).mean().item())
+    said, true = [int(o.argmax()) for o in outputs], [s.label for s in samples]
+    right = sum(a == b for a, b in zip(said, true))
+    one_hot = [F.one_hot(torch.tensor(v), NUM_LABELS).double() for v in (said, true)]
+    centred = [m - m.mean(0) for m in one_hot]
+    covariance = [(a * b).sum() for a, b in ((centred[0], centred[1]), (centred[0], centred[0]), (centred[1], centred[1]))]
+    f1 = [2 * sum(a == b == c for a, b in zip(said, true)) / max(1, said.count(c) + true.count(c)) for c in range(NUM_LABELS)]
+    spread = covariance[1] * covariance[2]
+    mcc = covariance[0] / spread.sqrt() if spread > 0 else torch.zeros(())
+    return dict(accuracy=right / len(true), f1=sum(f1) / NUM_LABELS, mcc=mcc.item())
+
+
+@pytest.mark.parametrize(
+    "name, data, pipeline",
+    [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1)],
+)
+@torch.no_grad()
+def test_eval_with_labels(name, data, pipeline, tmp_path):
+    golden = Golden(name)
+    task = golden.numbers["case"]["task"]
+    samples = prepared_data.read(data_folder(task, "eval"))
+    parallel = dict(data=data, pipeline=pipeline)
+    result = read_json(run("eval", recipe(golden, tmp_path, parallel=parallel), tmp_path))
+    assert relative(result["loss"], golden.numbers["eval_before"]) <= LOSS_RELATIVE
+    assert result["samples"] == len(samples)
+    model = reference.load_adapter(reference.load_model(golden.model, task=task), golden.folder / "initial")
+    for metric, value in expected_metrics(model, samples).items():
+        assert abs(result[metric] - value) <= 1e-5 * max(1, abs(value)), metric
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import prepared_data
 import reference
@@ -28,6 +28,7 @@ from variants import (
     LLAMA_COMMON,
     MAX_SAMPLE_LENGTH,
     MODELS,
+    NUM_LABELS,
     NUM_TRAIN_SAMPLES,
     REAL_CASES,
     REAL_SENTENCES,
@@ -48,7 +49,7 @@ def randomize(model, seed):
             noise = torch.randn(value.shape, generator=generator)
             if name.endswith("bias"):
                 value.copy_(0.2 * noise)
-            elif "norm" in name or ".ln_" in name:
+            elif "norm" in name or ".ln_" in name or "Norm" in name:
                 value.copy_(1 + 0.2 * noise)
             elif "embed" in name or ".wte." in name or ".wpe." in name:
                 value.copy_(0.4 * noise)
@@ -70,7 +71,8 @@ def make_model(name, folder, seed):
     spec = MODELS[name]
     keys = COMMON | (LLAMA_COMMON if family(name) == "llama" else {}) | spec.keys
     config = getattr(transformers, spec.config_class)(**keys)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto = AutoModelForSequenceClassification if family(name) == "roberta" else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     randomize(model, seed)
     saved = model.base_model if spec.headless else model
     saved.save_pretrained(folder, max_shard_size="200KB" if spec.sharded else "1GB")
@@ -81,7 +83,7 @@ def make_model(name, folder, seed):
 
 
 def make_case(model_folder, case, train, evaluation, folder, seed):
-    model = reference.new_adapter(reference.load_model(model_folder), case.adapter)
+    model = reference.new_adapter(reference.load_model(model_folder, task=case.task), case.adapter)
     reference.randomize_adapter(model, seed)
     reference.save_adapter(model, folder / "initial")
     tensors = {}
@@ -111,10 +113,11 @@ def sentence_samples(model_folder):
     return samples
 
 
-def make_cases(cases, model_folders, train, evaluation, out):
+def make_cases(cases, model_folders, data, out):
+    """data: task -> (training samples, evaluation samples)."""
     for number, (name, case) in enumerate(cases.items()):
         folder = out / "cases" / name
-        make_case(model_folders[case.model], case, train, evaluation, folder, seed=200 + number)
+        make_case(model_folders[case.model], case, *data[case.task], folder, seed=200 + number)
         losses = [step["loss"] for step in json.loads((folder / "golden.json").read_text())["steps"]]
         print(f"{name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
 
@@ -124,10 +127,21 @@ def make_tiny(out):
     evaluation = prepared_data.ragged_samples(9, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed=12)
     prepared_data.write(out / "data" / "train", train, VOCAB_SIZE, num_shards=2)
     prepared_data.write(out / "data" / "eval", evaluation, VOCAB_SIZE)
+    data = {"causal_lm": (train, evaluation)}
+    for task, num_labels in (("classification", NUM_LABELS), ("regression", 0)):
+        parts = dict(train=(NUM_TRAIN_SAMPLES, 21), eval=(9, 22))
+        data[task] = [
+            prepared_data.labelled_samples(count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed, num_labels)
+            for count, seed in parts.values()
+        ]
+        for part, samples in zip(parts, data[task]):
+            prepared_data.write(
+                out / "data" / f"{task}-{part}", samples, VOCAB_SIZE, num_labels=num_labels
+            )
     folders = {name: out / "models" / name for name in MODELS}
     for number, (name, folder) in enumerate(folders.items()):
         make_model(name, folder, seed=100 + number)
-    make_cases(CASES, folders, train, evaluation, out)
+    make_cases(CASES, folders, data, out)
 
 
 def make_real(model_folder, out):
@@ -135,7 +149,8 @@ def make_real(model_folder, out):
     vocab_size = json.loads((model_folder / "config.json").read_text())["vocab_size"]
     prepared_data.write(out / "data" / "train", samples, vocab_size)
     prepared_data.write(out / "data" / "eval", samples[:2], vocab_size)
-    make_cases(REAL_CASES, {"smollm2": model_folder}, samples, samples[:2], out)
+    data = {"causal_lm": (samples, samples[:2])}
+    make_cases(REAL_CASES, {"smollm2": model_folder}, data, out)
 
 
 def main():

@@ -1,6 +1,7 @@
 // Logits, loss and every adapter gradient of the first training step against HF transformers + PEFT
 // (float32), for each case that make_goldens.py wrote: the whole model on one stage, with
 // recomputation, and cut into one stage per layer.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,8 +20,10 @@
 
 #include "adapters/adapter.h"
 #include "adapters/adapter_set.h"
+#include "adapters/task_head.h"
 #include "base/recipe_yaml.h"
 #include "models/backbone.h"
+#include "models/layers/task_loss.h"
 #include "models/weights/weight_source.h"
 #include "tests/testing/status_matchers.h"
 #include "trainer/data/collate.h"
@@ -119,18 +122,33 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     const std::string folder = Goldens() + "/cases/" + std::get<0>(GetParam());
     golden_ = json::parse(std::ifstream(folder + "/golden.json"));
     numbers_ = ReadTensors(folder + "/golden.safetensors");
-    data_ = ValueOrThrow(trainer::Dataset::Open(Goldens() + "/data/train"));
+    const std::string task = golden_.at("case").at("task");
+    data_ = ValueOrThrow(trainer::Dataset::Open(Goldens() + "/data/" +
+                                                (task == "causal_lm" ? "train" : task + "-train")));
     const json& section = golden_.at("case").at("adapter");
     const std::string model_folder = golden_.at("model_folder");
     config_ = ValueOrThrow(models::ReadModelConfig(model_folder));
     weights_ = ValueOrThrow(models::OpenFolderWeights(model_folder, {}));
     method_ = MakeMethod(section);
+    if (task != "causal_lm") AddTaskHead();
     matched_ = ValueOrThrow(method_->MatchSites(SitesInLayers(config_, section)));
     const json peft = json::parse(std::ifstream(folder + "/initial/adapter_config.json"));
     initial_ = ValueOrThrow(method_->FromFolder(
         matched_, peft, ReadTensors(folder + "/initial/adapter_model.safetensors"), folder));
     ASSERT_THAT(adapters::CheckAdapterTensors(*method_, matched_, initial_, folder), IsOk());
     BuildStages(std::get<1>(GetParam()));
+  }
+
+  void AddTaskHead() {
+    const models::TaskHeadModule head = models::TaskHeadOf(config_);
+    has_head_ = true;
+    method_ = adapters::WithTaskHead(
+        std::move(method_),
+        {.module = head.module,
+         .has_dense = head.has_dense,
+         .width = config_.hidden_size,
+         .outputs = std::max<int64_t>(1, static_cast<int64_t>(data_->info().labels.size())),
+         .num_layers = static_cast<int>(config_.num_layers)});
   }
 
   void BuildStages(Cut cut) {
@@ -145,13 +163,16 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
   void AddStage(LayerRange range, bool recompute) {
     models::BackboneOptions options;
     options.recompute = recompute;
+    options.language_head = !has_head_;
     Stage stage;
     stage.backbone = ValueOrThrow(models::BuildBackbone(config_, range, *weights_, options));
     std::vector<models::SiteSpec> here;
     for (const models::SiteSpec& site : matched_) {
-      if (site.id.layer >= range.first_layer && site.id.layer < range.end_layer()) {
-        here.push_back(site);
-      }
+      const bool is_here =
+          site.id.role == models::Role::kHead
+              ? range.head
+              : site.id.layer >= range.first_layer && site.id.layer < range.end_layer();
+      if (is_here) here.push_back(site);
     }
     adapters::AttachOptions attach;
     attach.num_layers = static_cast<int>(config_.num_layers);
@@ -174,6 +195,21 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     return h;
   }
 
+  torch::Tensor LossSum(const torch::Tensor& h, models::SiteContext& context) {
+    Backbone& last = *stages_.back().backbone;
+    return has_head_ ? models::TaskLossSum(last.TaskOutputs(h, context), *context.batch)
+                     : last.LossSum(h, context);
+  }
+
+  // All rows of a text, or the outputs of the task head.
+  torch::Tensor Logits(const torch::Tensor& h, models::SiteContext& context) {
+    Backbone& last = *stages_.back().backbone;
+    if (has_head_) return last.TaskOutputs(h, context).view({-1});
+    std::vector<int64_t> rows(static_cast<size_t>(context.batch->num_rows()));
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+    return last.Logits(h, rows);
+  }
+
   std::vector<int64_t> FirstGlobalBatch() const {
     std::vector<int64_t> samples(golden_.at("case").at("optim").at("global_batch").get<size_t>());
     for (size_t i = 0; i < samples.size(); ++i)
@@ -193,6 +229,7 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     return joined;
   }
 
+  bool has_head_ = false;
   json golden_;
   Tensors numbers_, initial_;
   std::shared_ptr<const trainer::Dataset> data_;
@@ -212,9 +249,7 @@ TEST_P(OracleTest, LogitsOfSamples) {
     const models::MicroBatch batch = trainer::Collate(*data_, {std::stoll(sample)}, 1, 0);
     models::SiteContext context;
     const torch::Tensor h = Forward(batch, &context);
-    std::vector<int64_t> rows(static_cast<size_t>(batch.num_rows()));
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
-    const torch::Tensor ours = stages_.back().backbone->Logits(h, rows);
+    const torch::Tensor ours = Logits(h, context);
     ASSERT_EQ(ours.sizes(), expected.sizes());
     EXPECT_LE((ours - expected).abs().max().item<double>(), kLogitsAbsolute) << "sample " << sample;
   }
@@ -226,7 +261,7 @@ TEST_P(OracleTest, LossAndGradientsOfTheFirstStep) {
   const auto count = static_cast<double>(trainer::CountTrainedTokens(*data_, samples));
   models::SiteContext context;
   const torch::Tensor h = Forward(batch, &context);
-  const torch::Tensor loss = stages_.back().backbone->LossSum(h, context) / count;
+  const torch::Tensor loss = LossSum(h, context) / count;
   const double expected_loss = golden_.at("steps").at(0).at("loss");
   EXPECT_NEAR(loss.item<double>(), expected_loss, kLossRelative * expected_loss);
   loss.backward();

@@ -14,16 +14,27 @@ class Sample:
     ids: list
     mask: list  # 1 = trained target; the first token never is one
     prompt_length: int
+    label: float | int | None = None  # classification: int, regression: float; then nothing is masked
 
     def targets(self):
         """(position that predicts, target id) of every trained token."""
         return [(t - 1, self.ids[t]) for t in range(1, len(self.ids)) if self.mask[t]]
 
 
-def write(folder, samples, vocab_size, num_shards=1):
+    def trained(self):
+        """What the loss of a batch is divided by."""
+        return len(self.targets()) if self.label is None else 1
+
+
+def kind_of(samples):
+    label = samples[0].label
+    return "causal_lm" if label is None else "classification" if isinstance(label, int) else "regression"
+
+
+def write(folder, samples, vocab_size, num_shards=1, num_labels=0):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
+    kind, shards = kind_of(samples), []
     for number, part in enumerate(np.array_split(np.arange(len(samples)), num_shards)):
         chosen = [samples[i] for i in part]
         name = f"shard-{number:05d}.safetensors"
@@ -31,26 +42,30 @@ def write(folder, samples, vocab_size, num_shards=1):
         tensors = {
             "input_ids": np.concatenate([np.array(s.ids, np.int32) for s in chosen]),
             "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            "loss_mask": np.concatenate([np.array(s.mask, np.uint8) for s in chosen]),
             "prompt_lengths": np.array([s.prompt_length for s in chosen], np.int32),
             "sample_ids": (part + 1000).astype(np.int64),
         }
+        if kind == "causal_lm":
+            tensors["loss_mask"] = np.concatenate([np.array(s.mask, np.uint8) for s in chosen])
+        else:
+            dtype = np.int64 if kind == "classification" else np.float32
+            tensors["labels"] = np.array([s.label for s in chosen], dtype)
         save_file(tensors, folder / name)
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         shards.append({"file": name, "samples": len(chosen), "sha256": digest})
     header = {
         "format": "graft-dataset",
         "version": 1,
-        "kind": "causal_lm",
+        "kind": kind,
         "vocab_size": vocab_size,
         "tokenizer_sha256": None,
         "num_samples": len(samples),
         "num_tokens": sum(len(s.ids) for s in samples),
-        "num_trained_tokens": sum(len(s.targets()) for s in samples),
+        "num_trained_tokens": sum(s.trained() for s in samples),
         "max_length": max(len(s.ids) for s in samples),
         "template": "plain",
         "loss_on": "completion",
-        "labels": [],
+        "labels": [f"class{i}" for i in range(num_labels)],
         "shards": shards,
     }
     (folder / "dataset.json").write_text(json.dumps(header, indent=2) + "\n")
@@ -62,13 +77,21 @@ def read(folder):
     for shard in json.loads((folder / "dataset.json").read_text())["shards"]:
         t = load_file(folder / shard["file"])
         for i, (begin, end) in enumerate(zip(t["offsets"][:-1], t["offsets"][1:])):
-            samples.append(
-                Sample(
-                    t["input_ids"][begin:end].tolist(),
-                    t["loss_mask"][begin:end].tolist(),
-                    int(t["prompt_lengths"][i]),
-                )
-            )
+            ids = t["input_ids"][begin:end].tolist()
+            mask = t["loss_mask"][begin:end].tolist() if "loss_mask" in t else []
+            label = t["labels"][i].item() if "labels" in t else None
+            samples.append(Sample(ids, mask, int(t["prompt_lengths"][i]), label))
+    return samples
+
+
+def labelled_samples(count, vocab_size, max_length, seed, num_labels=0):
+    """Random samples without special ids, with a class out of num_labels, or for 0 with a number."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        length = (1, max_length)[i] if i < 2 else int(rng.integers(2, max_length))
+        label = int(rng.integers(num_labels)) if num_labels else float(np.float32(rng.normal()))
+        samples.append(Sample(rng.integers(3, vocab_size, length).tolist(), [], length, label))
     return samples
 
 

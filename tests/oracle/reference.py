@@ -12,18 +12,27 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
 
-from variants import module_of
+from variants import NUM_LABELS, module_of
 
 PREFIX = "base_model.model."
 
 
-def load_model(folder, dtype=torch.float32):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+def load_model(folder, dtype=torch.float32, task="causal_lm"):
+    keys = dict(dtype=dtype, attn_implementation="sdpa")
+    if task == "causal_lm":
+        model = AutoModelForCausalLM.from_pretrained(folder, **keys)
+    else:
+        torch.manual_seed(0)  # of a head that the folder has not
+        labels = NUM_LABELS if task == "classification" else 1
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=labels, ignore_mismatched_sizes=True, **keys
+        )
     model.config.use_cache = False
     return model.eval()
 
@@ -36,16 +45,26 @@ def layer_list(adapter, num_layers):
     return list(range(int(first), int(last) + 1))
 
 
+# Hidden states as the linears whose outputs they are.
+HIDDEN_AS_LINEAR = {"ffn.out": "ffn.down", "attn.out": "attn.o"}
+
+
+def task_type(model):
+    return "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM"
+
+
 def adapted_modules(model, adapter):
     """HF path of every adapted module -> the roles that it stands for (several for a fused projection)."""
     model_type = model.config.model_type
     modules = {}
     for layer in layer_list(adapter, model.config.num_hidden_layers):
-        for role in adapter.get("sites", ["ffn.down"]):
-            modules.setdefault(module_of(model_type, layer, role), []).append(role)
+        for role in adapter.get("sites", ["ffn.out"]):
+            linear = HIDDEN_AS_LINEAR.get(role, role)
+            modules.setdefault(module_of(model_type, layer, linear), []).append(role)
     return modules
 
 
+HEADS = ("classifier", "score")  # of the classes for sequence classification
 FUSED_PARTS = {"attn.q": 0, "attn.k": 1, "attn.v": 2}
 
 
@@ -94,6 +113,11 @@ class Red(torch.nn.Module):
                 lambda _, __, h, s=scale, b=bias: (h.float() * s + b).to(h.dtype)
             )
 
+        for name, parameter in model.named_parameters():
+            if name.split(".")[0] in HEADS:
+                parameter.requires_grad_(True)
+                self.vectors[f"{PREFIX}{name}"] = parameter
+
     def forward(self, **inputs):
         return self.model(**inputs)
 
@@ -105,10 +129,10 @@ class Red(torch.nn.Module):
             "base_model_name_or_path": "",
             "inference_mode": True,
             "layers": "all",
-            "peft_type": "RED",
+            "peft_type": self.adapter["method"].upper(),
             "revision": None,
             "sites": self.adapter.get("sites", ["ffn.out"]),
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type(self.model),
             "what": self.adapter.get("what", "scale_and_bias"),
         }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
@@ -123,6 +147,8 @@ class Red(torch.nn.Module):
 
 def new_adapter(model, adapter):
     """The model of `load_model` with a fresh adapter as the recipe section says."""
+    if adapter["method"] == "none":
+        return Red(model, dict(method="none", sites=[]))
     if adapter["method"] == "red":
         return Red(model, adapter)
     modules = adapted_modules(model, adapter)
@@ -139,7 +165,7 @@ def new_adapter(model, adapter):
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=model.config.model_type == "gpt2",
-        task_type="CAUSAL_LM",
+        task_type=task_type(model),
     )
     model = get_peft_model(model, config)
     for module, roles in split.items():
@@ -151,16 +177,12 @@ def new_adapter(model, adapter):
     return model
 
 
-def _linear_roles(sites):
-    """Hidden states as the linears whose outputs they are."""
-    return [{"ffn.out": "ffn.down", "attn.out": "attn.o"}.get(site, site) for site in sites]
-
-
 def load_adapter(model, folder, trainable=False):
     """Any adapter folder, graft's or HF PEFT's."""
     config = json.loads((Path(folder) / "adapter_config.json").read_text())
-    if config["peft_type"] == "RED":
-        red = Red(model, dict(sites=_linear_roles(config["sites"]), what=config["what"]))
+    if config["peft_type"] in ("RED", "NONE"):
+        adapter = dict(method=config["peft_type"].lower(), sites=config.get("sites", []))
+        red = Red(model, adapter | dict(what=config.get("what", "scale_and_bias")))
         red.load(folder)
         return red
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
@@ -171,7 +193,7 @@ def trained(model):
     if isinstance(model, Red):
         return dict(model.vectors)
     return {
-        name.replace(".default", ""): value
+        name.replace(".modules_to_save", "").replace(".default", ""): value
         for name, value in model.named_parameters()
         if value.requires_grad
     }
@@ -183,7 +205,8 @@ def randomize_adapter(model, seed):
     with torch.no_grad():
         for name, value in sorted(trained(model).items()):
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("lora_A.weight"):
+            is_head = name.removeprefix(PREFIX).split(".")[0] in HEADS
+            if name.endswith("lora_A.weight") or is_head and value.dim() == 2:
                 value.copy_(noise / value.shape[1] ** 0.5)
             elif name.endswith("red_scale"):
                 value.copy_(1 + 0.1 * noise)
@@ -208,10 +231,19 @@ def logits(model, ids):
         if getattr(module, "rope_type", None) == "dynamic":
             module.inv_freq = module.original_inv_freq
             module.max_seq_len_cached = module.original_max_seq_len
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+    # (1, T, V), or (1, C) of a task head.
+    return model(input_ids=torch.tensor([ids])).logits[0].float()
+
+
+def label_loss(outputs, label):
+    if isinstance(label, int):
+        return F.cross_entropy(outputs[None], torch.tensor([label]))
+    return (outputs[0] - label) ** 2
 
 
 def loss_sum(model, sample):
+    if sample.label is not None:
+        return label_loss(logits(model, sample.ids), sample.label)
     targets = sample.targets()
     if not targets:
         return torch.zeros(())
@@ -221,7 +253,7 @@ def loss_sum(model, sample):
 
 @torch.no_grad()
 def evaluate(model, samples):
-    count = sum(len(s.targets()) for s in samples)
+    count = sum(s.trained() for s in samples)
     return sum(loss_sum(model, s).double().item() for s in samples) / count
 
 
@@ -238,7 +270,7 @@ def greedy(model, prompt, max_new_tokens):
 
 def backward(model, batch):
     """Loss of a global batch (sum over its trained tokens / their number); gradients are left in .grad."""
-    count = sum(len(s.targets()) for s in batch)
+    count = sum(s.trained() for s in batch)
     total = 0.0
     for sample in batch:
         loss = loss_sum(model, sample)
@@ -278,7 +310,7 @@ def train(model, samples, optim, steps):
         loss = backward(model, batch)
         record = dict(step=step, loss=loss, lr=scheduler.get_last_lr()[0])
         record["tokens"] = sum(len(s.ids) for s in batch)
-        record["trained_tokens"] = sum(len(s.targets()) for s in batch)
+        record["trained_tokens"] = sum(s.trained() for s in batch)
         if step == 1:
             record["gradients"] = {name: p.grad.clone() for name, p in parameters.items()}
         limit = optim["clip_norm"] or float("inf")

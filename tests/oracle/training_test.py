@@ -35,6 +35,12 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("gpt2_lora_joint", 3, id="GPT-2, one LoRA on the fused projection"),
     pytest.param("gpt2_red", 2, id="GPT-2 RED"),
     pytest.param("gpt2_headless_lora", 1, id="GPT-2 saved without a head"),
+    pytest.param("roberta_lora", 2, id="RoBERTa"),
+    pytest.param("roberta_red", 3, id="RoBERTa RED"),
+    pytest.param("roberta_head_alone", 1, id="RoBERTa, the head alone"),
+    pytest.param("roberta_headless_red", 2, id="RoBERTa, regression"),
+    pytest.param("gpt2_lora_score", 2, id="GPT-2 with a task head"),
+    pytest.param("tied_lora_score", 1, id="Llama with a task head"),
 ]
 
 
@@ -65,6 +71,12 @@ LAYOUTS = [
     ("gpt2_lora_joint", 1, 2, "1f1b", 1),
     ("gpt2_red", 1, 2, "gpipe", 1),
     ("gpt2_lora", 2, 2, "1f1b", 1),
+    ("roberta_lora", 2, 1, "1f1b", 1),
+    ("roberta_red", 1, 2, "gpipe", 1),
+    ("roberta_headless_red", 1, 2, "1f1b", 1),
+    ("roberta_lora", 2, 2, "1f1b", 1),
+    ("roberta_head_alone", 1, 2, "1f1b", 1),  # only the last stage trains, and no layer of it
+    ("gpt2_lora_score", 1, 2, "1f1b", 1),
 ]
 
 

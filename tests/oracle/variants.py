@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 VOCAB_SIZE = 131
 MAX_SAMPLE_LENGTH = 40
+NUM_LABELS = 3
 ALL_ROLES = ["attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down"]
 # By architecture: roles of the linears, in the fixed order, and their modules below the layer.
 LLAMA_MODULE = {
@@ -25,6 +26,14 @@ GPT2_MODULE = {
     "attn.o": "attn.c_proj",
     "ffn.up": "mlp.c_fc",
     "ffn.down": "mlp.c_proj",
+}
+ROBERTA_MODULE = {
+    "attn.q": "attention.self.query",
+    "attn.k": "attention.self.key",
+    "attn.v": "attention.self.value",
+    "attn.o": "attention.output.dense",
+    "ffn.up": "intermediate.dense",
+    "ffn.down": "output.dense",
 }
 
 
@@ -106,14 +115,34 @@ MODELS |= {
     "gpt2_untied": Model("GPT2Config", _GPT2 | dict(n_layer=2, tie_word_embeddings=False)),
 }
 
+_ROBERTA = dict(
+    hidden_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=80,
+    max_position_embeddings=66,
+    pad_token_id=1,
+    bos_token_id=0,
+    layer_norm_eps=1e-5,
+    num_labels=NUM_LABELS,
+)
+MODELS |= {
+    # Its folder has a task head; the headless one has a pooler instead, which nothing here uses.
+    "roberta": Model("RobertaConfig", _ROBERTA),
+    "roberta_headless": Model("RobertaConfig", _ROBERTA | dict(type_vocab_size=1), headless=True),
+}
+
 
 def family(model):
-    """"llama" or "gpt2"."""
-    return "gpt2" if MODELS[model].config_class == "GPT2Config" else "llama"
+    """"llama", "gpt2" or "roberta"."""
+    name = MODELS[model].config_class
+    return {"GPT2Config": "gpt2", "RobertaConfig": "roberta"}.get(name, "llama")
 
 
 def module_of(model_type, layer, role):
     """The HF path of a role's module."""
+    if model_type == "roberta":
+        return f"roberta.encoder.layer.{layer}.{ROBERTA_MODULE[role]}"
     if model_type == "gpt2":
         return f"transformer.h.{layer}.{GPT2_MODULE[role]}"
     return f"model.layers.{layer}.{LLAMA_MODULE[role]}"
@@ -127,6 +156,7 @@ class Case:
     adapter: dict
     optim: dict
     steps: int = 10
+    task: str = "causal_lm"  # or classification (NUM_LABELS classes), regression
 
 
 def _lora(**keys):
@@ -183,6 +213,27 @@ CASES |= {
     "gpt2_headless_red": Case("gpt2_headless", dict(method="red", what="scale"), _optim()),
     "gpt2_headless_lora": Case("gpt2_headless", _lora(sites=["attn.k", "ffn.up"]), _optim()),
     "gpt2_untied_red": Case("gpt2_untied", dict(method="red", what="bias"), _optim()),
+}
+
+_ROBERTA_ROLES = list(ROBERTA_MODULE)
+_CLASSES = dict(task="classification")
+CASES |= {
+    "roberta_lora": Case("roberta", _lora(sites=_ROBERTA_ROLES), _optim(clip_norm=1.5), **_CLASSES),
+    "roberta_lora_upper": Case("roberta", _lora(sites=["attn.v"], layers="2-3"), _optim(), **_CLASSES),
+    "roberta_red": Case("roberta", dict(method="red"), _optim(weight_decay=0.0), **_CLASSES),
+    # Not attn.k: a shift of all keys changes no softmax, so the gradient of its bias is zero but for rounding.
+    "roberta_red_plus": Case(
+        "roberta",
+        dict(method="red", sites=["attn.q", "attn.v", "attn.out", "ffn.out"]),
+        _optim(weight_decay=0.0),
+        **_CLASSES,
+    ),
+    "roberta_head_alone": Case("roberta", dict(method="none"), _optim(), **_CLASSES),
+    "roberta_headless_red": Case(
+        "roberta_headless", dict(method="red"), _optim(weight_decay=0.0), task="regression"
+    ),
+    "gpt2_lora_score": Case("gpt2", _lora(sites=["attn.q", "attn.v"]), _optim(), **_CLASSES),
+    "tied_lora_score": Case("tied", _lora(), _optim(), **_CLASSES),
 }
 
 # On a prepared folder of the real model; samples are these sentences.

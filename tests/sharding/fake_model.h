@@ -72,6 +72,7 @@ class FakeBackbone : public models::Backbone {
         at::matmul(h.index_select(0, rows), FakeWeight(kVocab, kWidth, 200).t());
     return -at::log_softmax(logits.to(at::kDouble), 1).gather(1, ids.view({-1, 1})).sum();
   }
+  torch::Tensor TaskOutputs(const torch::Tensor&, models::SiteContext&) override { return {}; }
   torch::Tensor TargetLosses(const torch::Tensor&, models::SiteContext&) override { return {}; }
   torch::Tensor Logits(const torch::Tensor&, const std::vector<int64_t>&) override { return {}; }
   std::unique_ptr<models::KvCache> NewKvCache() const override { return nullptr; }

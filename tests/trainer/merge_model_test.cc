@@ -65,7 +65,7 @@ class MergeModelTest : public ::testing::Test {
 
   absl::Status Merge(const std::string& to, int64_t shard_bytes) {
     GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadRecipeModel(recipe_));
-    GRAFT_ASSIGN_OR_RETURN(const AdapterChoice adapter, ChooseAdapter(recipe_, config));
+    GRAFT_ASSIGN_OR_RETURN(const AdapterChoice adapter, ChooseAdapter(recipe_, config, 0));
     GRAFT_ASSIGN_OR_RETURN(const sharding::NamedTensors tensors,
                            ReadExportSource(recipe_, adapter));
     return MergeModel(model_.path(), config, *adapter.method, adapter.matched, tensors, to,
@@ -129,7 +129,7 @@ TEST_F(MergeModelTest, ACheckpointGivesTheAdapterOfItsStep) {
   const auto read = [&](const std::string& from) {
     recipe_.export_.from = run_.outputs().Path(from);
     const models::ModelConfig config = ReadRecipeModel(recipe_).value();
-    return ReadExportSource(recipe_, ChooseAdapter(recipe_, config).value());
+    return ReadExportSource(recipe_, ChooseAdapter(recipe_, config, 0).value());
   };
   const auto from_run = read("out"), from_checkpoint = read("out/checkpoints/step-00000006"),
              from_adapter = read("out/adapter");

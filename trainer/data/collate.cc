@@ -29,6 +29,8 @@ models::MicroBatch Collate(const Dataset& data, const std::vector<int64_t>& samp
     batch.tokens.insert(batch.tokens.end(), sample.input_ids.begin(), sample.input_ids.end());
     for (int64_t t = 0; t < segment.length; ++t) batch.positions.push_back(t);
     AppendTargets(sample, segment.begin, &batch);
+    if (data.info().kind == DataKind::kClassification) batch.labels.push_back(sample.label);
+    if (data.info().kind == DataKind::kRegression) batch.values.push_back(sample.value);
   }
   return batch;
 }

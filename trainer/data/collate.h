@@ -11,8 +11,8 @@
 namespace graft::trainer {
 
 // Segments in the order of `samples`; positions restart at 0 in each. causal_lm: token t >= 1 of a
-// sample with loss_mask 1 is a target of row t - 1. Other kinds have no token targets: their task
-// head reads the labels. `step` counts from 1 (0 outside training), `index` is the micro-batch
+// sample with loss_mask 1 is a target of row t - 1. Classification and regression have no token
+// targets but a label or value for each segment. `step` counts from 1 (0 outside training), `index` is the micro-batch
 // inside the step.
 models::MicroBatch Collate(const Dataset& data, const std::vector<int64_t>& samples, int64_t step,
                            int64_t index);

@@ -1,0 +1,15 @@
+// Losses of classification and regression on the outputs of a task head. Used by the executor.
+#pragma once
+
+#include <torch/types.h>
+
+#include "models/micro_batch.h"
+
+namespace graft::models {
+
+// outputs (S, C) float32, one row per sample of `batch`. With labels: sum over samples of the
+// cross-entropy (nats); with values (C = 1): sum of squared errors. A float64 scalar,
+// differentiable in `outputs`.
+torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch);
+
+}  // namespace graft::models
