@@ -194,6 +194,24 @@ TEST(Checkpoint, EveryLayoutLoadsWhatAnyOtherSaved) {
   }
 }
 
+TEST(Checkpoint, WhatIsLoadedIsSavedAgainWithTheSameBytesOnEveryPairOfLayouts) {  // K8
+  for (const Layout& writer : kLayouts) {
+    const TempFolder temp;
+    SaveSteps(writer, temp.path(), {7});
+    for (const Layout& reader : kLayouts) {
+      OnRanks(reader, temp.path(), {}, [&](Rank& rank) {
+        ASSERT_THAT(rank.checkpointer->Resume(temp.Path("step-00000007"), rank.state), IsOk());
+        ASSERT_THAT(Save(rank, 8, reader).status, IsOk());
+      });
+      for (const std::string& name : Names(temp.Path("step-00000008/shards"))) {
+        EXPECT_EQ(temp.Read("step-00000008/shards/" + name),
+                  temp.Read("step-00000007/shards/" + name));
+      }
+      std::filesystem::remove_all(temp.Path("step-00000008"));
+    }
+  }
+}
+
 TEST(Checkpoint, ShardsHaveTheSameBytesUnderEveryLayout) {
   const TempFolder reference;
   SaveSteps({1, 1, 1}, reference.path(), {7});
