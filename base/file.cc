@@ -9,12 +9,12 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/io_calls.h"
 #include "base/status.h"
 #include "base/text.h"
 
@@ -69,23 +69,41 @@ absl::StatusOr<std::string> ResolveLink(const std::string& path, const ReadOptio
   return target;
 }
 
+absl::Status RemoveContents(int fd, const std::string& path);
+
+// Removes `name` (a file, a link, a tree) below the open folder. OK when it is not there.
+absl::Status RemoveEntry(int folder, const std::string& name, const std::string& path) {
+  if (Io().RemoveAt(folder, name.c_str(), 0, path.c_str()) == 0 || errno == ENOENT) {
+    return absl::OkStatus();
+  }
+  if (errno != EISDIR && errno != EPERM) return WriteError(path, "removing it", errno);
+  const UniqueFd fd(
+      ::openat(folder, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.valid()) return WriteError(path, "removing it", errno);
+  GRAFT_RETURN_IF_ERROR(RemoveContents(fd.get(), path));
+  if (Io().RemoveAt(folder, name.c_str(), AT_REMOVEDIR, path.c_str()) == 0 || errno == ENOENT) {
+    return absl::OkStatus();
+  }
+  return WriteError(path, "removing the folder", errno);
+}
+
 int OpenRegular(const std::string& path) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
-  return ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+  return Io().Open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0);
 }
 
 }  // namespace
 
 UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
   if (this != &other) {
-    if (valid()) ::close(fd_);
+    if (valid()) Io().Close(fd_);
     fd_ = other.Release();
   }
   return *this;
 }
 
 UniqueFd::~UniqueFd() {
-  if (valid()) ::close(fd_);
+  if (valid()) Io().Close(fd_);
 }
 
 int UniqueFd::Release() { return std::exchange(fd_, -1); }
@@ -132,7 +150,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes,
   std::string contents(static_cast<std::size_t>(size), '\0');
   std::size_t filled = 0;
   while (filled < contents.size()) {
-    const ssize_t count = ::read(fd.get(), contents.data() + filled, contents.size() - filled);
+    const ssize_t count = Io().Read(fd.get(), contents.data() + filled, contents.size() - filled);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return SystemError(path, "reading it", errno);
     if (count == 0) {
@@ -189,7 +207,7 @@ std::string FolderOf(const std::string& path) {
 absl::Status MakeDirs(const std::string& path) {
   for (std::size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
     const std::string part = path.substr(0, slash);
-    if (::mkdir(part.c_str(), kFolderMode) != 0 && errno != EEXIST) {
+    if (!IsFolder(part) && Io().MakeFolder(part.c_str(), kFolderMode) != 0 && errno != EEXIST) {
       return WriteError(part, "making the folder", errno);
     }
     if (slash == std::string::npos) break;
@@ -198,56 +216,104 @@ absl::Status MakeDirs(const std::string& path) {
   return absl::OkStatus();
 }
 
+namespace {
+
+// Removes what the folder behind `fd` holds, below descriptors, so that nothing outside of the tree
+// can be meant. `path` is for messages.
+absl::Status RemoveContents(int fd, const std::string& path) {
+  const int copy = ::dup(fd);
+  DIR* const folder = copy < 0 ? nullptr : ::fdopendir(copy);
+  if (folder == nullptr) {
+    if (copy >= 0) ::close(copy);
+    return WriteError(path, "listing the folder", errno);
+  }
+  std::vector<std::string> names;
+  while (const dirent* entry = ::readdir(folder)) names.emplace_back(entry->d_name);
+  ::closedir(folder);
+  for (const std::string& name : names) {
+    if (name == "." || name == "..") continue;
+    GRAFT_RETURN_IF_ERROR(RemoveEntry(fd, name, JoinPath(path, name)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status RemoveTree(const std::string& path) {
-  std::error_code code;
-  std::filesystem::remove_all(path, code);  // unlinks below directory descriptors, follows no links
-  return code ? WriteError(path, "removing it", code.value()) : absl::OkStatus();
+  const std::string folder = FolderOf(path);
+  const UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) {
+    return errno == ENOENT ? absl::OkStatus() : WriteError(folder, "opening the folder", errno);
+  }
+  return RemoveEntry(fd.get(), Basename(path), path);
 }
 
 absl::Status RenamePath(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
+  if (Io().Rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
   return WriteError(from, absl::StrCat("renaming it to ", Shown(to)), errno);
 }
 
 absl::Status SyncFolder(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const UniqueFd fd(Io().Open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0));
   if (!fd.valid()) return WriteError(path, "opening the folder", errno);
-  if (::fsync(fd.get()) != 0) return WriteError(path, "fsync of the folder", errno);
+  if (Io().Fsync(fd.get()) != 0) return WriteError(path, "fsync of the folder", errno);
   return absl::OkStatus();
 }
 
-AtomicFile::AtomicFile(std::string path, std::string temp_path, UniqueFd fd)
-    : path_(std::move(path)), temp_path_(std::move(temp_path)), fd_(std::move(fd)) {}
-
-AtomicFile::~AtomicFile() {
-  if (!committed_) ::unlink(temp_path_.c_str());
-}
-
-absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string& path) {
-  const std::string temp = absl::StrCat(path, ".tmp-", ::getpid());
-  // A file of that name can only be the rest of a killed process that had the same id.
-  ::unlink(temp.c_str());
+absl::StatusOr<NewFile> NewFile::Create(const std::string& path) {
   UniqueFd fd(
-      ::open(temp.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
-  if (!fd.valid()) return WriteError(temp, "creating it", errno);
-  return std::unique_ptr<AtomicFile>(new AtomicFile(path, temp, std::move(fd)));
+      Io().Open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
+  if (!fd.valid()) return WriteError(path, "creating it", errno);
+  return NewFile(path, std::move(fd));
 }
 
-absl::Status AtomicFile::Write(const void* data, std::size_t size) {
+absl::Status NewFile::Reserve(int64_t size) {
+  // An empty reservation is EINVAL; a file system that cannot reserve finds out while writing.
+  if (size == 0 || Io().Reserve(fd_.get(), size) == 0) return absl::OkStatus();
+  if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINTR) return absl::OkStatus();
+  return WriteError(path_, absl::StrCat("reserving ", size, " bytes"), errno);
+}
+
+absl::Status NewFile::Write(const void* data, std::size_t size) {
   const char* next = static_cast<const char*>(data);
   while (size > 0) {
-    const ssize_t count = ::write(fd_.get(), next, size);
+    const ssize_t count = Io().Write(fd_.get(), next, size);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return WriteError(temp_path_, "writing it", errno);
+    if (count < 0) return WriteError(path_, "writing it", errno);
     next += count;
     size -= static_cast<std::size_t>(count);
   }
   return absl::OkStatus();
 }
 
+absl::Status NewFile::Finish() {
+  int result = Io().Fsync(fd_.get());
+  while (result != 0 && errno == EINTR) result = Io().Fsync(fd_.get());
+  if (result != 0) return WriteError(path_, "fsync", errno);
+  // After EINTR the descriptor is closed on Linux; the data were safe before.
+  if (Io().Close(fd_.Release()) != 0 && errno != EINTR) {
+    return WriteError(path_, "closing it", errno);
+  }
+  return absl::OkStatus();
+}
+
+AtomicFile::AtomicFile(std::string path, std::string temp_path, NewFile file)
+    : path_(std::move(path)), temp_path_(std::move(temp_path)), file_(std::move(file)) {}
+
+AtomicFile::~AtomicFile() {
+  if (!committed_) RemoveTree(temp_path_).IgnoreError();
+}
+
+absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string& path) {
+  const std::string temp = absl::StrCat(path, ".tmp-", ::getpid());
+  // A file of that name can only be the rest of a killed process that had the same id.
+  GRAFT_RETURN_IF_ERROR(RemoveTree(temp));
+  GRAFT_ASSIGN_OR_RETURN(NewFile file, NewFile::Create(temp));
+  return std::unique_ptr<AtomicFile>(new AtomicFile(path, temp, std::move(file)));
+}
+
 absl::Status AtomicFile::Commit() {
-  if (::fsync(fd_.get()) != 0) return WriteError(temp_path_, "fsync", errno);
-  if (::close(fd_.Release()) != 0) return WriteError(temp_path_, "closing it", errno);
+  GRAFT_RETURN_IF_ERROR(file_.Finish());
   GRAFT_RETURN_IF_ERROR(RenamePath(temp_path_, path_));
   committed_ = true;
   return SyncFolder(FolderOf(path_));

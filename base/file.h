@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -69,22 +70,39 @@ absl::Status RenamePath(const std::string& from, const std::string& to);
 // fsync of a folder, so that renames in it last.
 absl::Status SyncFolder(const std::string& path);
 
+// A file under its final name that must not exist yet (O_EXCL, no links, mode 0640 cut by the
+// umask). Every result counts; EINTR and short writes are continued. Without Finish nothing is
+// promised about what it holds.
+class NewFile {
+ public:
+  static absl::StatusOr<NewFile> Create(const std::string& path);
+  // Room for `size` bytes where the file system can reserve it.
+  absl::Status Reserve(int64_t size);
+  absl::Status Write(const void* data, std::size_t size);
+  // fsync and close.
+  absl::Status Finish();
+
+ private:
+  NewFile(std::string path, UniqueFd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
+  std::string path_;
+  UniqueFd fd_;
+};
+
 // A file that appears under its name complete and durable, or not at all: written to a temp file
-// beside it (O_EXCL, mode 0640 cut by the umask), then fsync, rename, fsync of the folder. Without
-// Commit the temp file is removed.
+// beside it, then fsync, rename, fsync of the folder. Without Commit the temp file is removed.
 class AtomicFile {
  public:
   static absl::StatusOr<std::unique_ptr<AtomicFile>> Create(const std::string& path);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
-  absl::Status Write(const void* data, std::size_t size);
+  absl::Status Write(const void* data, std::size_t size) { return file_.Write(data, size); }
   absl::Status Commit();
 
  private:
-  AtomicFile(std::string path, std::string temp_path, UniqueFd fd);
+  AtomicFile(std::string path, std::string temp_path, NewFile file);
   std::string path_, temp_path_;
-  UniqueFd fd_;
+  NewFile file_;
   bool committed_ = false;
 };
 

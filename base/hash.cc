@@ -1,7 +1,6 @@
 #include "base/hash.h"
 
 #include <openssl/evp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -9,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/io_calls.h"
 #include "base/philox.h"
 #include "base/status.h"
 #include "base/text.h"
@@ -57,7 +57,7 @@ absl::StatusOr<std::string> Sha256File(const std::string& path, const ReadOption
   Sha256 hash;
   std::vector<char> buffer(std::size_t{1} << 18);
   for (;;) {
-    const ssize_t count = ::read(fd.get(), buffer.data(), buffer.size());
+    const ssize_t count = Io().Read(fd.get(), buffer.data(), buffer.size());
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       return IoError(
@@ -68,16 +68,22 @@ absl::StatusOr<std::string> Sha256File(const std::string& path, const ReadOption
   }
 }
 
-uint64_t Hash64(const void* data, std::size_t size) {
+uint64_t Hash64Part(const void* data, std::size_t size, uint64_t first_word) {
   const auto* const bytes = static_cast<const unsigned char*>(data);
-  uint64_t sum = SplitMix64(size);
-  uint64_t index = 0;
+  uint64_t sum = 0;
+  uint64_t index = first_word;
   for (std::size_t at = 0; at < size; at += 4, ++index) {
     uint32_t word = 0;
     std::memcpy(&word, bytes + at, std::min<std::size_t>(4, size - at));
     sum += SplitMix64(word ^ (index * 0x9E3779B97F4A7C15u));
   }
   return sum;
+}
+
+uint64_t Hash64Length(std::size_t size) { return SplitMix64(size); }
+
+uint64_t Hash64(const void* data, std::size_t size) {
+  return Hash64Part(data, size, 0) + Hash64Length(size);
 }
 
 }  // namespace graft

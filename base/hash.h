@@ -34,5 +34,9 @@ absl::StatusOr<std::string> Sha256File(const std::string& path, const ReadOption
 // i-th little-endian 4-byte word, the tail padded with zeros. Any change inside one word changes
 // it, and parts may be summed in any order.
 uint64_t Hash64(const void* data, std::size_t size);
+// The summands of words only, of a part that begins at word `first_word` of a larger whole:
+// Hash64(whole) = sum of its parts (all but the last of whole words) + Hash64Length(size of whole).
+uint64_t Hash64Part(const void* data, std::size_t size, uint64_t first_word);
+uint64_t Hash64Length(std::size_t size);
 
 }  // namespace graft

@@ -8,6 +8,7 @@
 #include "launch/commands.h"
 #include "models/layers/frozen_linear.h"
 #include "sharding/plan_report.h"
+#include "sharding/save_advice.h"
 #include "trainer/data/dataset.h"
 #include "trainer/loaded_model.h"
 #include "trainer/open_data.h"
@@ -79,9 +80,10 @@ absl::Status PlanCommand(CommandContext& context) {
                          sharding::EstimatePlan(config, plan, work));
   const int64_t trainable = adapter.method->CountParameters(adapter.matched);
   std::printf(
-      "%s\n%s\n\n%s", trainer::SiteMatchTable(*adapter.method, adapter.matched).c_str(),
+      "%s\n%s\n\n%s%s", trainer::SiteMatchTable(*adapter.method, adapter.matched).c_str(),
       trainer::ParameterLine(trainable, models::CountParameters(config) + trainable).c_str(),
-      sharding::RenderPlan(config, plan, work, estimate).c_str());
+      sharding::RenderPlan(config, plan, work, estimate).c_str(),
+      sharding::SaveAdviceLine(trainable, work.data * plan.stages, estimate.step_seconds).c_str());
   return absl::OkStatus();
 }
 

@@ -1,74 +1,67 @@
 #include "sharding/checkpoint.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/text.h"
+#include "base/version.h"
 #include "comm/agree.h"
+#include "sharding/checkpoint_folder.h"
 
 namespace graft::sharding {
 namespace {
 
-constexpr char kTempMark[] = ".tmp-";
-constexpr char kBadMark[] = ".bad-";
-constexpr char kTrashPrefix[] = ".trash-";
-constexpr char kStartsName[] = "starts.jsonl";
-constexpr char kLatestName[] = "LATEST";
-constexpr char kRecipeName[] = "recipe.yaml";
-constexpr int64_t kMaxStartsBytes = int64_t{16} << 20;
+using Clock = std::chrono::steady_clock;
 
-bool Contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-std::string FilesText(const std::vector<CheckpointFile>& files) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const CheckpointFile& file : files) list.push_back({file.file, file.bytes, file.sha256});
-  return list.dump();
-}
-
-// Of all ranks, sorted by name.
-std::vector<CheckpointFile> MergeFiles(const std::vector<std::string>& texts) {
-  std::vector<CheckpointFile> files;
-  for (const std::string& text : texts) {
-    for (const nlohmann::json& entry : nlohmann::json::parse(text)) {
-      files.push_back(
-          {entry[0].get<std::string>(), entry[1].get<int64_t>(), entry[2].get<std::string>()});
-    }
-  }
-  std::sort(files.begin(), files.end(),
-            [](const CheckpointFile& a, const CheckpointFile& b) { return a.file < b.file; });
-  for (size_t i = 1; i < files.size(); ++i) {
-    GRAFT_CHECK(files[i].file != files[i - 1].file,
-                absl::StrCat("two stages wrote ", files[i].file));
-  }
-  return files;
-}
-
-// A bad file is an error of the checkpoint, not of the user's input.
+// What the file system says about a checkpoint is kind io, whatever the reader called it.
 absl::Status AsIo(const absl::Status& status) {
-  return status.ok() ? status : IoError(std::string(status.message()));
+  if (status.ok() || KindOf(status) != ErrorKind::kInput) return status;
+  return IoError(std::string(status.message()));
+}
+
+std::string NewRunId() {
+  std::random_device random;
+  const auto word = [&random] { return uint64_t{random()} << 32 | random(); };
+  return Hex64(word()) + Hex64(word());
+}
+
+std::string ParametersText(const adapters::AdapterSet& set) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const adapters::NamedParameter& parameter : set.parameters()) {
+    list.push_back({parameter.name, parameter.value.sizes().vec()});
+  }
+  return list.dump();
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpointer>> Checkpointer::Open(comm::Communicator& world,
                                                                  comm::RankGrid grid,
-                                                                 CheckpointOptions options) {
+                                                                 CheckpointOptions options,
+                                                                 const TrainedState& state) {
   auto result = std::unique_ptr<Checkpointer>(new Checkpointer(world, grid, std::move(options)));
+  result->replicas_ =
+      world.Split(grid.PipelineRank(world.rank()), grid.DataRank(world.rank()), "replicas");
+  result->CollectParameters(state);
   absl::Status status;
-  if (world.rank() == 0) status = result->CleanFolder();
+  if (world.rank() == 0) status = result->OpenFolder();
   GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world, status)));
   world.Broadcast({&result->start_, 1, comm::DType::kInt64, -1}, 0);
+  result->run_id_ = comm::BroadcastString(world, world.rank() == 0 ? NewRunId() : "", 0);
   return result;
 }
 
@@ -76,191 +69,174 @@ std::string Checkpointer::Path(const std::string& name) const {
   return JoinPath(options_.folder, name);
 }
 
-absl::Status Checkpointer::CleanFolder() {
+absl::Status Checkpointer::OpenFolder() {
   GRAFT_RETURN_IF_ERROR(MakeDirs(options_.folder));
-  GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(options_.folder));
-  for (const std::string& name : names) {
-    if (Contains(name, kTempMark) || name.compare(0, sizeof(kTrashPrefix) - 1, kTrashPrefix) == 0) {
-      GRAFT_RETURN_IF_ERROR(RemoveTree(Path(name)));
-    }
-  }
-  if (PathExists(Path(kStartsName))) {
-    GRAFT_ASSIGN_OR_RETURN(const std::string starts, ReadFile(Path(kStartsName), kMaxStartsBytes));
-    start_ = 1 + std::count(starts.begin(), starts.end(), '\n');
-  }
+  GRAFT_RETURN_IF_ERROR(SyncFolder(FolderOf(options_.folder)));
+  GRAFT_RETURN_IF_ERROR(RemoveLeftovers(options_.folder));
+  int64_t numbers = 0;
+  for (const ParameterShape& parameter : parameters_) numbers += 3 * parameter.count();
+  GRAFT_RETURN_IF_ERROR(CheckRoom(options_.folder, numbers * int64_t{sizeof(float)}));
+  GRAFT_ASSIGN_OR_RETURN(starts_, StartLog::Open(options_.folder));
+  start_ = starts_->number();
   return absl::OkStatus();
 }
 
-absl::Status Checkpointer::CountStart(int64_t from_step) const {
-  std::string starts;
-  if (PathExists(Path(kStartsName))) {
-    GRAFT_ASSIGN_OR_RETURN(starts, ReadFile(Path(kStartsName), kMaxStartsBytes));
-  }
-  const nlohmann::json line = {{"start", start_}, {"from_step", from_step}};
-  return AtomicWriteFile(Path(kStartsName), starts + line.dump() + "\n");
-}
-
-absl::StatusOr<SavedCheckpoint> Checkpointer::Save(const RunProgress& progress,
-                                                   const TrainedState& state) {
-  const auto begin = std::chrono::steady_clock::now();
-  const std::string name = StepFolderName(progress.step);
-  const std::string temp = absl::StrFormat("%s%s%04d", name, kTempMark, start_);
-  absl::Status status;
-  if (world_.rank() == 0) {
-    status = RemoveTree(Path(temp));
-    if (status.ok()) status = MakeDirs(JoinPath(Path(temp), kShardFolder));
-  }
-  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world_, status));
-
-  std::vector<CheckpointFile> mine;
-  if (grid_.DataRank(world_.rank()) == 0) {
-    absl::StatusOr<std::vector<CheckpointFile>> written =
-        WriteShards(Path(temp), options_.num_layers, state);
-    status = written.status();
-    if (written.ok()) mine = *std::move(written);
-  }
-  status = comm::AgreeOnStatus(world_, status);
-  std::vector<CheckpointFile> files = MergeFiles(comm::AllGatherStrings(world_, FilesText(mine)));
-  SavedCheckpoint saved{Path(name), 0, 0};
-  for (const CheckpointFile& file : files) saved.bytes += file.bytes;
-  if (world_.rank() == 0) {
-    if (status.ok()) status = Commit(temp, name, progress, std::move(files));
-    for (const absl::Status& removed : {RemoveTree(Path(temp)), RemoveOld(name)}) {
-      if (!removed.ok()) LOG(WARNING) << "old checkpoints: " << removed.message();
+// Every rank learns the parameters of all stages: what a save must hold, and where in the adapter's
+// hash each one stands. The units of a stage are dealt to its replicas.
+void Checkpointer::CollectParameters(const TrainedState& state) {
+  const int data_rank = grid_.DataRank(world_.rank());
+  for (const std::string& text :
+       comm::AllGatherStrings(world_, data_rank == 0 ? ParametersText(*state.set) : "[]")) {
+    for (const nlohmann::json& entry : nlohmann::json::parse(text)) {
+      parameters_.push_back({entry[0].get<std::string>(), entry[1].get<std::vector<int64_t>>()});
     }
   }
+  std::sort(parameters_.begin(), parameters_.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::map<std::string, uint64_t> first_word;
+  uint64_t word = 0;
+  for (const ParameterShape& parameter : parameters_) {
+    GRAFT_CHECK(first_word.emplace(parameter.name, word).second,
+                absl::StrCat("two stages train ", parameter.name));
+    word += static_cast<uint64_t>(parameter.count());
+  }
+  snapshot_ = std::make_unique<StateSnapshot>(
+      *state.set, options_.num_layers, first_word,
+      [this, data_rank](int layer) { return layer % grid_.data == data_rank; });
+}
+
+absl::Status Checkpointer::CheckReplicas(const TrainedState& state) {
+  return comm::AgreeOnStatus(world_, CompareReplicas(state));
+}
+
+// The ranks of one stage agree; the others do not know.
+absl::Status Checkpointer::CompareReplicas(const TrainedState& state) {
+  if (replicas_->size() == 1) return absl::OkStatus();
+  const torch::Tensor values = state.set->values().detach().to(torch::kCPU);
+  const auto hash = static_cast<int64_t>(
+      Hash64(values.data_ptr<float>(), static_cast<size_t>(values.numel()) * sizeof(float)));
+  int64_t extremes[2] = {hash, ~hash};  // the largest of ~hash is ~ of the smallest
+  replicas_->AllReduce({extremes, 2, comm::DType::kInt64, -1}, comm::ReduceOp::kMax);
+  if (extremes[0] == ~extremes[1]) return absl::OkStatus();
+  return BugError(absl::StrCat("the replicas of stage ", grid_.PipelineRank(world_.rank()),
+                               " hold different adapters: hash64 from ",
+                               Hex64(static_cast<uint64_t>(~extremes[1])), " to ",
+                               Hex64(static_cast<uint64_t>(extremes[0])), "; nothing was saved"));
+}
+
+absl::Status Checkpointer::StartSave(Manifest manifest, const TrainedState& state) {
+  GRAFT_CHECK(!saving(), "a save is under way");
+  began_ = Clock::now();
+  temp_ = absl::StrFormat("%s%s%04d", StepFolderName(manifest.step), kTempMark, start_);
+  absl::Status status = CompareReplicas(state);
+  if (status.ok() && IsRankZero()) status = MakeTempFolder(options_.folder, temp_);
   GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world_, status)));
-  saved.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return saved;
+  manifest_ = std::move(manifest);
+  manifest_.graft_version = Version();
+  manifest_.run_id = run_id_;
+  manifest_.start = start_;
+  manifest_.created = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
+  snapshot_->Copy(state);
+  written_.clear();
+  phase_ = Phase::kShards;
+  writer_.Start([this] { return WriteMyShards(); });
+  stalled_seconds_ = SecondsSince(began_);
+  return absl::OkStatus();
 }
 
-absl::Status Checkpointer::Commit(const std::string& temp, const std::string& name,
-                                  const RunProgress& progress,
-                                  std::vector<CheckpointFile> files) const {
-  GRAFT_RETURN_IF_ERROR(SyncFolder(JoinPath(Path(temp), kShardFolder)));
-  GRAFT_RETURN_IF_ERROR(AtomicWriteFile(JoinPath(Path(temp), kRecipeName), options_.recipe));
-  files.insert(files.begin(), {kRecipeName, static_cast<int64_t>(options_.recipe.size()),
-                               Sha256Hex(options_.recipe)});
-  Manifest manifest;
-  manifest.step = progress.step;
-  manifest.updates = progress.updates;
-  manifest.skipped = progress.skipped;
-  manifest.start = start_;
-  manifest.fixed = options_.fixed;
-  manifest.layout = options_.layout;
-  manifest.state = progress.state;
-  manifest.files = std::move(files);
-  GRAFT_RETURN_IF_ERROR(
-      AtomicWriteFile(JoinPath(Path(temp), kManifestName), ManifestText(manifest)));
-  if (PathExists(Path(name))) {
-    const absl::Status existing = ValidateCheckpoint(Path(name)).status();
-    if (existing.ok()) return absl::OkStatus();
-    GRAFT_RETURN_IF_ERROR(Quarantine(name, existing));
-  }
-  GRAFT_RETURN_IF_ERROR(RenamePath(Path(temp), Path(name)));
-  GRAFT_RETURN_IF_ERROR(SyncFolder(options_.folder));
-  return AtomicWriteFile(Path(kLatestName), name + "\n");
-}
-
-absl::Status Checkpointer::RemoveOld(const std::string& committed) const {
-  GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStepFolders(options_.folder));
-  for (size_t i = static_cast<size_t>(std::max<int64_t>(options_.keep, 1)); i < names.size(); ++i) {
-    if (names[i] == committed) continue;
-    const std::string trash = Path(kTrashPrefix + names[i]);
-    GRAFT_RETURN_IF_ERROR(RenamePath(Path(names[i]), trash));
-    GRAFT_RETURN_IF_ERROR(RemoveTree(trash));
+absl::Status Checkpointer::WriteMyShards() {
+  for (const auto& [unit, states] : snapshot_->units()) {
+    GRAFT_ASSIGN_OR_RETURN(WrittenShard shard, WriteShard(Path(temp_), unit, states));
+    written_.push_back(std::move(shard));
   }
   return absl::OkStatus();
 }
 
-absl::Status Checkpointer::Quarantine(const std::string& name, const absl::Status& reason) const {
-  int number = 1;
-  while (PathExists(Path(absl::StrCat(name, kBadMark, number)))) ++number;
-  const std::string bad = absl::StrCat(name, kBadMark, number);
-  LOG(WARNING) << "checkpoint " << Path(name) << " is not valid (" << reason.message()
-               << "); it is now " << bad << ", trying the next older one";
-  return RenamePath(Path(name), Path(bad));
+Checkpointer::Vote Checkpointer::CastVote() const {
+  Vote vote;
+  if (writer_.active() && writer_.finished()) (writer_.failed() ? vote.failed : vote.done) = 1;
+  return vote;
 }
 
-// The folder of the newest valid checkpoint, empty when there was never one.
-absl::StatusOr<std::string> Checkpointer::FindCandidate(const std::string& resume) const {
-  const auto compare = [this](const Manifest& manifest, const std::string& folder) {
-    return CompareFixed(manifest.fixed, options_.fixed, folder);
-  };
-  if (resume != "auto" && resume != "never") {
-    const absl::StatusOr<Manifest> manifest = ValidateCheckpoint(resume);
-    if (!manifest.ok()) return AsIo(Annotate(manifest.status(), "checkpoint.resume"));
-    GRAFT_RETURN_IF_ERROR(compare(*manifest, resume));
-    return resume;
+std::optional<SaveResult> Checkpointer::Advance(const Vote& total) {
+  if (phase_ == Phase::kIdle) return std::nullopt;
+  const double wanted = phase_ == Phase::kShards ? world_.size() : 1;
+  if (total.done + total.failed < wanted) return std::nullopt;
+  const Clock::time_point begin = Clock::now();
+  std::optional<SaveResult> result;
+  if (phase_ == Phase::kShards) {
+    result = EndShards();
+  } else {
+    result = EndCommit();
   }
-  GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStepFolders(options_.folder));
-  if (resume == "never") {
-    if (names.empty()) return std::string();
-    return IoError(absl::StrCat("checkpoint.resume: `never`, but ", options_.folder, " holds ",
-                                names[0], "; allowed are `auto`, or another run.output"));
-  }
-  for (const std::string& name : names) {
-    const absl::StatusOr<Manifest> manifest = ValidateCheckpoint(Path(name));
-    if (manifest.ok()) {
-      GRAFT_RETURN_IF_ERROR(compare(*manifest, Path(name)));
-      return Path(name);
-    }
-    // What the system refuses to read now may be readable later.
-    if (KindOf(manifest.status()) == ErrorKind::kIo) return manifest.status();
-    GRAFT_RETURN_IF_ERROR(Quarantine(name, manifest.status()));
-  }
-  GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> left, ListFolder(options_.folder));
-  for (const std::string& name : left) {
-    if (!Contains(name, kBadMark)) continue;
-    return IoError(absl::StrCat(options_.folder, ": no valid checkpoint is left, only ones like ",
-                                name,
-                                "; allowed are a valid one, or another run.output to begin "
-                                "at step 0"));
-  }
-  return std::string();
+  stalled_seconds_ += SecondsSince(begin);
+  if (result.has_value()) result->stalled_seconds = stalled_seconds_;
+  return result;
 }
 
-absl::StatusOr<std::optional<ResumedCheckpoint>> Checkpointer::Resume(const std::string& resume,
-                                                                      const TrainedState& state) {
-  const bool falls_back = resume == "auto";
-  for (;;) {
-    std::string folder;
-    absl::Status status;
-    if (world_.rank() == 0) {
-      absl::StatusOr<std::string> candidate = FindCandidate(resume);
-      status = candidate.status();
-      if (candidate.ok()) folder = *std::move(candidate);
-    }
-    GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world_, status)));
-    folder = comm::BroadcastString(world_, folder, 0);
-    if (folder.empty()) {
-      if (world_.rank() == 0) status = CountStart(0);
-      GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world_, status)));
-      return std::optional<ResumedCheckpoint>();
-    }
+SaveResult Checkpointer::Wait() {
+  GRAFT_CHECK(saving(), "no save is under way");
+  const Clock::time_point begin = Clock::now();
+  std::optional<SaveResult> result;
+  if (phase_ == Phase::kShards) result = EndShards();
+  if (!result.has_value()) result = EndCommit();
+  result->stalled_seconds = stalled_seconds_ + SecondsSince(begin);
+  return *std::move(result);
+}
 
-    absl::StatusOr<FlatState> flat = ReadShards(folder, options_.num_layers, *state.set);
-    absl::StatusOr<Manifest> manifest = ValidateCheckpoint(folder);
-    status = comm::AgreeOnStatus(world_, flat.ok() ? manifest.status() : flat.status());
-    if (!status.ok()) {
-      if (!falls_back || KindOf(status) != ErrorKind::kInput) return AsIo(status);
-      absl::Status renamed;
-      if (world_.rank() == 0) renamed = Quarantine(Basename(folder), status);
-      GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world_, renamed)));
-      continue;
-    }
-    at::NoGradGuard no_grad;
-    state.set->values().detach().copy_(flat->values);
-    state.exp_avg.copy_(flat->exp_avg);
-    state.exp_avg_sq.copy_(flat->exp_avg_sq);
-    if (world_.rank() == 0) status = CountStart(manifest->step);
-    GRAFT_RETURN_IF_ERROR(AsIo(comm::AgreeOnStatus(world_, status)));
-    ResumedCheckpoint resumed;
-    resumed.progress = {manifest->step, manifest->updates, manifest->skipped, manifest->state};
-    resumed.path = folder;
-    resumed.layout = manifest->layout;
-    return std::optional<ResumedCheckpoint>(std::move(resumed));
+std::optional<SaveResult> Checkpointer::EndShards() {
+  absl::Status status = comm::AgreeOnStatus(world_, writer_.Take());
+  if (!status.ok()) return EndSave(status);
+  const std::vector<std::string> texts = comm::AllGatherStrings(world_, WrittenText(written_));
+  phase_ = Phase::kCommit;
+  if (!IsRankZero()) return std::nullopt;
+  auto job = std::make_shared<CommitJob>();
+  job->checkpoints = options_.folder;
+  job->temp = temp_;
+  job->manifest = manifest_;
+  job->recipe = options_.recipe;
+  job->expected = parameters_;
+  job->before_manifest = options_.before_manifest;
+  for (const std::string& text : texts) {
+    std::vector<WrittenShard> shards = ValueOrThrow(ParseWritten(text));
+    std::move(shards.begin(), shards.end(), std::back_inserter(job->shards));
   }
+  // By value: the main thread may change them while the writer runs.
+  const std::set<std::string> spared = {StepFolderName(best_step_), resumed_name_};
+  writer_.Start([this, job, spared] { return Commit(*job, spared); });
+  return std::nullopt;
+}
+
+absl::Status Checkpointer::Commit(const CommitJob& job, std::set<std::string> spared) {
+  GRAFT_ASSIGN_OR_RETURN(committed_bytes_, CommitCheckpoint(job));
+  // What the run came from stays until two newer ones are there.
+  if (++commits_ >= 2) spared.erase(resumed_name_);
+  // It is committed: what follows may only warn.
+  for (const absl::Status& status :
+       {starts_->Committed(job.manifest.step),
+        RemoveOldCheckpoints(options_.folder, options_.keep, spared)}) {
+    if (!status.ok()) LOG(WARNING) << "after a checkpoint: " << status.message();
+  }
+  return absl::OkStatus();
+}
+
+SaveResult Checkpointer::EndCommit() {
+  return EndSave(comm::AgreeOnStatus(world_, IsRankZero() ? writer_.Take() : absl::OkStatus()));
+}
+
+SaveResult Checkpointer::EndSave(const absl::Status& status) {
+  phase_ = Phase::kIdle;
+  SaveResult result;
+  result.status = AsIo(status);
+  result.step = manifest_.step;
+  result.name = StepFolderName(manifest_.step);
+  result.bytes = committed_bytes_;
+  result.seconds = SecondsSince(began_);
+  if (!status.ok() && IsRankZero()) {
+    const absl::Status removed = RemoveTree(Path(temp_));
+    if (!removed.ok()) LOG(WARNING) << "after a failed save: " << removed.message();
+  }
+  return result;
 }
 
 }  // namespace graft::sharding

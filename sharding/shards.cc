@@ -3,120 +3,127 @@
 #include <ATen/ATen.h>
 
 #include <cstring>
-#include <map>
 #include <memory>
+#include <set>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "models/weights/safetensors.h"
+#include "sharding/checkpoint_folder.h"
 
 namespace graft::sharding {
 namespace {
 
-constexpr char kParam[] = "param/";
-constexpr char kExpAvg[] = "exp_avg/";
-constexpr char kExpAvgSq[] = "exp_avg_sq/";
+constexpr const char* kKinds[] = {"param/", "exp_avg/", "exp_avg_sq/"};
 
-// Numbers of the set's parameters by shard file.
-std::map<std::string, std::vector<size_t>> ByShard(const adapters::AdapterSet& set,
-                                                   int num_layers) {
-  std::map<std::string, std::vector<size_t>> shards;
-  for (size_t i = 0; i < set.parameters().size(); ++i) {
-    shards[ShardName(set.parameters()[i].layer, num_layers)].push_back(i);
-  }
-  return shards;
+std::map<std::string, const TensorEntry*> EntriesOf(const Manifest& manifest) {
+  std::map<std::string, const TensorEntry*> entries;
+  for (const TensorEntry& entry : manifest.tensors) entries[entry.key] = &entry;
+  return entries;
 }
 
-absl::StatusOr<CheckpointFile> Describe(const std::string& folder, const std::string& name) {
-  CheckpointFile file;
-  file.file = absl::StrCat(kShardFolder, "/", name);
-  const std::string path = JoinPath(folder, file.file);
-  GRAFT_RETURN_IF_ERROR(OpenForReading(path, {}, &file.bytes).status());
-  GRAFT_ASSIGN_OR_RETURN(file.sha256, Sha256File(path));
-  return file;
-}
-
-absl::Status CopyTensor(const models::SafetensorsFile& file, const std::string& name,
-                        const std::vector<int64_t>& shape, torch::Tensor out) {
-  GRAFT_ASSIGN_OR_RETURN(const models::TensorView view, file.Find(name));
-  if (view.type != models::TensorType::kFloat32 || view.shape != shape) {
-    return InputError(absl::StrCat(file.path(), ": tensor `", name,
-                                   "`: found another type or shape than the adapter's F32 (",
-                                   out.numel(), " numbers)"));
+absl::Status CopyTensor(const models::SafetensorsFile& file, const std::string& key,
+                        const adapters::NamedParameter& parameter, float* out) {
+  GRAFT_ASSIGN_OR_RETURN(const models::TensorView view, file.Find(key));
+  if (view.shape != parameter.value.sizes().vec()) {
+    return InputError(absl::StrCat(file.path(), ": tensor `", key,
+                                   "`: has another shape than the "
+                                   "adapter's parameter"));
   }
-  std::memcpy(out.data_ptr(), view.data, static_cast<size_t>(view.bytes));
-  if (!at::isfinite(out).all().item<bool>()) {
-    return InputError(absl::StrCat(file.path(), ": tensor `", name, "` holds a non-finite number"));
-  }
+  std::memcpy(out, view.data, static_cast<size_t>(view.bytes));
   return absl::OkStatus();
 }
 
 }  // namespace
 
-std::string ShardName(int layer, int num_layers) {
-  if (layer < num_layers) return absl::StrFormat("layer-%04d.safetensors", layer);
-  return layer == num_layers ? "prompt.safetensors" : "head.safetensors";
-}
-
-absl::StatusOr<std::vector<CheckpointFile>> WriteShards(const std::string& folder, int num_layers,
-                                                        const TrainedState& state) {
-  const torch::Tensor values = state.set->values().detach().to(at::kCPU);
-  const torch::Tensor exp_avg = state.exp_avg.to(at::kCPU);
-  const torch::Tensor exp_avg_sq = state.exp_avg_sq.to(at::kCPU);
-  std::vector<CheckpointFile> files;
-  for (const auto& [name, members] : ByShard(*state.set, num_layers)) {
-    std::vector<models::TensorToWrite> tensors;
-    for (size_t i : members) {
-      const adapters::NamedParameter& parameter = state.set->parameters()[i];
-      const int64_t offset = state.set->offset(i);
-      auto add = [&](const char* prefix, const torch::Tensor& flat) {
-        tensors.push_back({prefix + parameter.name, models::TensorType::kFloat32,
-                           parameter.value.sizes().vec(), flat.data_ptr<float>() + offset});
-      };
-      add(kParam, values);
-      add(kExpAvg, exp_avg);
-      add(kExpAvgSq, exp_avg_sq);
-    }
-    const std::string path = JoinPath(JoinPath(folder, kShardFolder), name);
-    GRAFT_RETURN_IF_ERROR(models::WriteSafetensors(path, std::move(tensors),
-                                                   {{"format", "graft-shard"}, {"version", "1"}}));
-    GRAFT_ASSIGN_OR_RETURN(CheckpointFile file, Describe(folder, name));
-    files.push_back(std::move(file));
+StateSnapshot::StateSnapshot(const adapters::AdapterSet& set, int num_layers,
+                             const std::map<std::string, uint64_t>& first_word,
+                             const std::function<bool(int layer)>& owns) {
+  int64_t size = 0;
+  std::vector<const adapters::NamedParameter*> mine;
+  for (size_t i = 0; i < set.parameters().size(); ++i) {
+    const adapters::NamedParameter& parameter = set.parameters()[i];
+    if (!owns(parameter.layer)) continue;
+    mine.push_back(&parameter);
+    pieces_.push_back({set.offset(i), size, parameter.value.numel()});
+    size += parameter.value.numel();
   }
-  return files;
+  // Zeros, so that the pages are there before the first save has to be quick.
+  values_ = at::zeros({size});
+  exp_avg_ = at::zeros({size});
+  exp_avg_sq_ = at::zeros({size});
+  for (size_t i = 0; i < mine.size(); ++i) {
+    const adapters::NamedParameter& parameter = *mine[i];
+    units_[UnitOf(parameter.name, parameter.layer, num_layers)].push_back(
+        {{parameter.name, parameter.value.sizes().vec()},
+         first_word.at(parameter.name),
+         values_.data_ptr<float>() + pieces_[i].to,
+         exp_avg_.data_ptr<float>() + pieces_[i].to,
+         exp_avg_sq_.data_ptr<float>() + pieces_[i].to});
+  }
 }
 
-absl::StatusOr<FlatState> ReadShards(const std::string& folder, int num_layers,
+void StateSnapshot::Copy(const TrainedState& state) {
+  at::NoGradGuard no_grad;
+  for (const Piece& piece : pieces_) {
+    const auto copy = [&piece](torch::Tensor& to, const torch::Tensor& from) {
+      to.narrow(0, piece.to, piece.count).copy_(from.narrow(0, piece.from, piece.count));
+    };
+    copy(values_, state.set->values().detach());
+    copy(exp_avg_, state.exp_avg);
+    copy(exp_avg_sq_, state.exp_avg_sq);
+  }
+}
+
+absl::StatusOr<FlatState> ReadShards(const std::string& folder, const Manifest& manifest,
                                      const adapters::AdapterSet& set) {
   FlatState flat{at::empty({set.size()}), at::empty({set.size()}), at::empty({set.size()})};
-  for (const auto& [name, members] : ByShard(set, num_layers)) {
-    const std::string path = JoinPath(JoinPath(folder, kShardFolder), name);
-    GRAFT_ASSIGN_OR_RETURN(const std::shared_ptr<const models::SafetensorsFile> file,
-                           models::SafetensorsFile::Open(path));
-    if (file->tensors().size() != 3 * members.size()) {
-      return InputError(absl::StrCat(path, ": found ", file->tensors().size(),
-                                     " tensors, the adapter has ", 3 * members.size(), " here"));
+  const std::map<std::string, const TensorEntry*> entries = EntriesOf(manifest);
+  std::map<std::string, std::shared_ptr<const models::SafetensorsFile>> shards;
+  for (const CheckpointFile& file : manifest.files) shards[file.file];  // opened on first use
+  for (size_t i = 0; i < set.parameters().size(); ++i) {
+    const adapters::NamedParameter& parameter = set.parameters()[i];
+    const auto entry = entries.find(kKinds[0] + parameter.name);
+    if (entry == entries.end()) {
+      return InputError(absl::StrCat(folder, ": holds no `", parameter.name, "`"));
     }
-    for (size_t i : members) {
-      const adapters::NamedParameter& parameter = set.parameters()[i];
-      const std::vector<int64_t> shape = parameter.value.sizes().vec();
-      auto part = [&](const torch::Tensor& whole) {
-        return whole.narrow(0, set.offset(i), parameter.value.numel());
-      };
-      GRAFT_RETURN_IF_ERROR(CopyTensor(*file, kParam + parameter.name, shape, part(flat.values)));
-      GRAFT_RETURN_IF_ERROR(CopyTensor(*file, kExpAvg + parameter.name, shape, part(flat.exp_avg)));
-      GRAFT_RETURN_IF_ERROR(
-          CopyTensor(*file, kExpAvgSq + parameter.name, shape, part(flat.exp_avg_sq)));
-      if (part(flat.exp_avg_sq).lt(0).any().item<bool>()) {
-        return InputError(absl::StrCat(path, ": tensor `", kExpAvgSq, parameter.name,
-                                       "` holds a negative number"));
+    std::shared_ptr<const models::SafetensorsFile>& shard = shards[entry->second->file];
+    if (shard == nullptr) {
+      for (const CheckpointFile& file : manifest.files) {
+        if (file.file != entry->second->file) continue;
+        GRAFT_ASSIGN_OR_RETURN(shard, CheckShard(folder, manifest, file));
       }
+    }
+    const int64_t at = set.offset(i);
+    const torch::Tensor* const flats[] = {&flat.values, &flat.exp_avg, &flat.exp_avg_sq};
+    for (size_t kind = 0; kind < std::size(kKinds); ++kind) {
+      GRAFT_RETURN_IF_ERROR(CopyTensor(*shard, kKinds[kind] + parameter.name, parameter,
+                                       flats[kind]->data_ptr<float>() + at));
     }
   }
   return flat;
+}
+
+absl::Status CheckLiveTensors(const Manifest& manifest, const TrainedState& state) {
+  const std::map<std::string, const TensorEntry*> entries = EntriesOf(manifest);
+  const torch::Tensor values = state.set->values().detach().to(at::kCPU);
+  const torch::Tensor exp_avg = state.exp_avg.to(at::kCPU),
+                      exp_avg_sq = state.exp_avg_sq.to(at::kCPU);
+  const torch::Tensor* const flats[] = {&values, &exp_avg, &exp_avg_sq};
+  for (size_t i = 0; i < state.set->parameters().size(); ++i) {
+    const adapters::NamedParameter& parameter = state.set->parameters()[i];
+    const auto bytes = static_cast<size_t>(parameter.value.numel()) * sizeof(float);
+    for (size_t kind = 0; kind < std::size(kKinds); ++kind) {
+      const std::string key = kKinds[kind] + parameter.name;
+      const uint64_t hash = Hash64(flats[kind]->data_ptr<float>() + state.set->offset(i), bytes);
+      if (hash == entries.at(key)->hash64) continue;
+      return BugError(absl::StrCat("resume: `", key, "` in memory has hash64 ", Hex64(hash),
+                                   ", the manifest says ", Hex64(entries.at(key)->hash64)));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace graft::sharding

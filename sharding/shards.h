@@ -1,8 +1,10 @@
-// The shard files of a checkpoint, as one rank writes and reads them: one safetensors file per unit
-// (layer, prompt, head) with param/NAME, exp_avg/NAME, exp_avg_sq/NAME. Used by the checkpointer.
-// Knows no ranks: a stage writes the units it owns and reads the names it needs.
+// The trained state of one rank between the adapter set and checkpoint shards: a copy of what this
+// rank writes, and what it reads back. Used by the checkpointer. Knows no ranks and no folders'
+// names.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "adapters/adapter_set.h"
+#include "sharding/checkpoint_writer.h"
 #include "sharding/manifest.h"
 
 namespace graft::sharding {
@@ -22,21 +25,38 @@ struct TrainedState {
   torch::Tensor exp_avg_sq;
 };
 
-// "layer-0007.safetensors"; parameters outside the layers: "prompt.safetensors" (layer =
-// num_layers), "head.safetensors" (above).
-std::string ShardName(int layer, int num_layers);
+// A copy by value of the units that this rank writes, in host memory that stays for the next save:
+// training goes on while a thread writes it.
+class StateSnapshot {
+ public:
+  // `first_word`: of each parameter, by name, among the whole job's.
+  StateSnapshot(const adapters::AdapterSet& set, int num_layers,
+                const std::map<std::string, uint64_t>& first_word,
+                const std::function<bool(int layer)>& owns);
+  // The buffers may not be in use by a writer.
+  void Copy(const TrainedState& state);
+  // Pointers into this object.
+  const std::map<std::string, std::vector<StateToWrite>>& units() const { return units_; }
 
-// Writes the units of `state` below `folder`/shards, durable. Errors: kind io.
-absl::StatusOr<std::vector<CheckpointFile>> WriteShards(const std::string& folder, int num_layers,
-                                                        const TrainedState& state);
+ private:
+  struct Piece {
+    int64_t from = 0, to = 0, count = 0;  // offsets in the set's and in these buffers
+  };
+  std::vector<Piece> pieces_;
+  torch::Tensor values_, exp_avg_, exp_avg_sq_;
+  std::map<std::string, std::vector<StateToWrite>> units_;
+};
 
 // Flat (P) float32 CPU copies in the layout of an adapter set.
 struct FlatState {
   torch::Tensor values, exp_avg, exp_avg_sq;
 };
-// Reads what `set` needs. Errors: kind input naming file and tensor: absent, other shape or type,
-// not finite, a negative second moment.
-absl::StatusOr<FlatState> ReadShards(const std::string& folder, int num_layers,
+// Checks every shard that holds a parameter of `set` in full and copies its state. Errors: kind
+// input naming file and tensor, kind io.
+absl::StatusOr<FlatState> ReadShards(const std::string& folder, const Manifest& manifest,
                                      const adapters::AdapterSet& set);
+
+// Every live tensor against its hash64 in the manifest. Kind bug: memory is not what was read.
+absl::Status CheckLiveTensors(const Manifest& manifest, const TrainedState& state);
 
 }  // namespace graft::sharding

@@ -8,13 +8,15 @@
 #include "base/status.h"
 #include "models/weights/safetensors.h"
 #include "sharding/adapter_folder.h"
-#include "sharding/manifest.h"
-#include "trainer/run_state.h"
+#include "sharding/checkpoint_folder.h"
+#include "sharding/resume_rules.h"
+#include "trainer/run_manifest.h"
 
 namespace graft::trainer {
 namespace {
 
 constexpr char kParameterPrefix[] = "param/";
+constexpr int64_t kMaxRecipeBytes = int64_t{1} << 20;
 
 absl::StatusOr<sharding::NamedTensors> FromAdapterFolder(const std::string& path,
                                                          const AdapterChoice& adapter) {
@@ -48,8 +50,11 @@ absl::Status AppendParameters(const std::string& path, sharding::NamedTensors* t
 absl::StatusOr<sharding::NamedTensors> FromCheckpoint(const std::string& path, const Recipe& recipe,
                                                       const AdapterChoice& adapter) {
   GRAFT_ASSIGN_OR_RETURN(const sharding::Manifest manifest, sharding::ValidateCheckpoint(path));
-  const absl::Status same = sharding::CompareFixed(AdapterKeys(manifest.fixed),
-                                                   AdapterKeys(FixedTexts(recipe, {})), path);
+  GRAFT_ASSIGN_OR_RETURN(const std::string saved_recipe,
+                         ReadFile(JoinPath(path, manifest.recipe.file), kMaxRecipeBytes));
+  GRAFT_ASSIGN_OR_RETURN(const TextMap saved, FixedRecipeTexts(saved_recipe));
+  GRAFT_ASSIGN_OR_RETURN(const TextMap current, FixedRecipeTexts(RecipeYaml(recipe)));
+  const absl::Status same = sharding::CompareFixed(AdapterKeys(saved), AdapterKeys(current), path);
   if (!same.ok()) return RecipeError(std::string(same.message()));
   sharding::NamedTensors tensors;
   for (const sharding::CheckpointFile& file : manifest.files) {

@@ -1,36 +1,58 @@
 #include "trainer/fingerprint.h"
 
+#include <set>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/file.h"
+#include "absl/strings/str_split.h"
 #include "base/hash.h"
 #include "base/status.h"
+#include "base/text.h"
+#include "comm/agree.h"
 #include "models/weights/safetensors.h"
 
 namespace graft::trainer {
 namespace {
 
-constexpr int64_t kMaxConfigBytes = 1 << 20;
-
-}  // namespace
-
-absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe) {
-  if (recipe.model.path.empty())
-    return Sha256Hex(absl::StrCat("shape ", recipe.model.shape, " seed ", recipe.run.seed));
+absl::StatusOr<std::string> LinesOf(const Recipe& recipe, const std::vector<std::string>& names) {
+  if (names.empty()) return std::string();
   models::SafetensorsFile::Options options;
   options.follow_links = recipe.model.follow_links;
   GRAFT_ASSIGN_OR_RETURN(const auto weights,
                          models::WeightFolder::Open(recipe.model.path, options));
-  GRAFT_ASSIGN_OR_RETURN(const std::string config,
-                         ReadFile(JoinPath(recipe.model.path, "config.json"), kMaxConfigBytes,
-                                  {.follow_links = recipe.model.follow_links}));
-  std::string text = absl::StrCat(Sha256Hex(config), "\n");
-  for (const std::string& name : weights->names()) {
+  std::string lines;
+  for (const std::string& name : names) {
     GRAFT_ASSIGN_OR_RETURN(const models::TensorView view, weights->Find(name));
-    absl::StrAppend(&text, name, " ", models::TensorTypeName(view.type), " ",
-                    absl::StrJoin(view.shape, ","), "\n");
+    absl::StrAppend(&lines, name, " ", models::TensorTypeName(view.type), " ",
+                    absl::StrJoin(view.shape, ","), " ",
+                    Hex64(Hash64(view.data, static_cast<size_t>(view.bytes))), "\n");
   }
-  return Sha256Hex(text);
+  return lines;
+}
+
+}  // namespace
+
+absl::StatusOr<torch::Tensor> RecordingWeights::Load(const std::string& name,
+                                                     const std::vector<int64_t>& shape,
+                                                     torch::Dtype dtype) {
+  names_.push_back(name);
+  return source_.Load(name, shape, dtype);
+}
+
+absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe,
+                                             const std::vector<std::string>& names,
+                                             comm::Communicator& world) {
+  if (recipe.model.path.empty())
+    return Sha256Hex(absl::StrCat("shape ", recipe.model.shape, " seed ", recipe.run.seed));
+  const absl::StatusOr<std::string> mine = LinesOf(recipe, names);
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world, mine.status()));
+  std::set<std::string> lines;  // two stages may load one tensor (a tied head)
+  for (const std::string& text : comm::AllGatherStrings(world, *mine)) {
+    for (const auto& line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+      lines.insert(std::string(line));
+    }
+  }
+  return Sha256Hex(absl::StrCat(absl::StrJoin(lines, "\n"), "\n"));
 }
 
 }  // namespace graft::trainer

@@ -1,17 +1,38 @@
-// What a model is, as a checkpoint remembers it, so that a run is not continued on another one.
-// Used by the trainer on rank 0.
+// What a model is, as a checkpoint remembers it, so that a run is not continued on another one
+// (reliability.md 1.2 `base`). Used by the trainer.
 #pragma once
 
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "comm/communicator.h"
+#include "models/weights/weight_source.h"
 #include "trainer/config.h"
 
 namespace graft::trainer {
 
-// SHA-256 over config.json and name, dtype and shape of every tensor of the folder; of a synthetic
-// model its shape's name and the seed. It does not read the values: a folder with the same tensors
-// but other values has the same fingerprint.
-absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe);
+// Passes everything on to another source and notes the names that were asked for.
+class RecordingWeights : public models::WeightSource {
+ public:
+  explicit RecordingWeights(models::WeightSource& source) : source_(source) {}
+  bool Has(const std::string& name) const override { return source_.Has(name); }
+  absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
+                                     torch::Dtype dtype) override;
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  models::WeightSource& source_;
+  std::vector<std::string> names_;
+};
+
+// sha256 over the sorted lines `name dtype shape hash64` of all tensors that the stages have loaded
+// from model.path, as stored on disk; of a synthetic model over its shape's name and the seed. The
+// same for every layout. `names`: what this rank has loaded; empty on ranks whose part another rank
+// names. All ranks of `world` must call; all get the same result. Reads the tensors in full.
+absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe,
+                                             const std::vector<std::string>& names,
+                                             comm::Communicator& world);
 
 }  // namespace graft::trainer

@@ -15,20 +15,11 @@
 #include "models/weights/safetensors.h"
 #include "trainer/data/dataset.h"
 #include "trainer/inspect_adapter.h"
+#include "trainer/inspect_checkpoint.h"
+#include "trainer/inspect_lines.h"
 
 namespace graft::trainer {
 namespace {
-
-// "name              value\n", the values in one column.
-void AddLine(const std::string& name, const std::string& value, std::string* text) {
-  constexpr std::size_t kColumn = 18;
-  const std::size_t pad = name.size() < kColumn ? kColumn - name.size() : 1;
-  absl::StrAppend(text, name, std::string(pad, ' '), value, "\n");
-}
-
-void AddLine(const std::string& name, int64_t value, std::string* text) {
-  AddLine(name, absl::StrCat(value), text);
-}
 
 std::string DescribeRope(const models::RopeConfig& rope) {
   std::string text = absl::StrCat(rope.type, ", theta ", FormatReal(rope.theta));
@@ -131,6 +122,7 @@ constexpr FolderKind kFolderKinds[] = {
     {"dataset.json", "a prepared data set", &DescribeDataset},
     {"adapter_config.json", "an adapter folder", &DescribeAdapter},
     {"config.json", "a model folder", &DescribeModel},
+    {"manifest.json", "a checkpoint", &DescribeCheckpoint},
 };
 
 }  // namespace

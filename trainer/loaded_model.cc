@@ -12,6 +12,7 @@
 #include "models/backbone.h"
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
+#include "trainer/fingerprint.h"
 #include "trainer/threads.h"
 
 namespace graft::trainer {
@@ -160,6 +161,7 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
 absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
                          OpenWeights(recipe, config_));
+  RecordingWeights recorded(*weights);
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;
   backbone.recompute = recipe.model.recompute == "layer";
@@ -170,10 +172,11 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   attach.model_dtype = dtype_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
   if (is_last_stage()) {
-    GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, *weights));
+    GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, recorded));
   }
-  GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, *weights,
+  GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, recorded,
                                                         backbone, method(), matched(), attach));
+  loaded_names_ = recorded.names();
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
                          sharding::ParseSchedule(recipe.parallel.schedule));
   executor_ = std::make_unique<sharding::Executor>(

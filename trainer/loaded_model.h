@@ -75,6 +75,8 @@ class LoadedModel {
   const sharding::Plan& plan() const { return plan_; }
   sharding::Stage& stage() { return *stage_; }
   sharding::Executor& executor() { return *executor_; }
+  // Tensors of the model folder that this rank has loaded.
+  const std::vector<std::string>& loaded_names() const { return loaded_names_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
@@ -108,6 +110,7 @@ class LoadedModel {
   models::ModelConfig config_;
   AdapterChoice adapter_;
   sharding::Plan plan_;
+  std::vector<std::string> loaded_names_;
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;
 };

@@ -133,7 +133,8 @@ absl::Status MetricsLog::Write(const CheckpointRecord& record) {
   return Append(OrderedJson{{"kind", "checkpoint"},
                             {"step", record.step},
                             {"seconds", record.seconds},
-                            {"bytes", record.bytes}}
+                            {"bytes", record.bytes},
+                            {"stall_seconds", record.stall_seconds}}
                     .dump());
 }
 

@@ -66,8 +66,9 @@ struct EvalRecord {
 
 struct CheckpointRecord {
   int64_t step = 0;
-  double seconds = 0;
+  double seconds = 0;  // from the step boundary to the commit
   int64_t bytes = 0;
+  double stall_seconds = 0;  // of these the training stood still
 };
 
 struct ResumeRecord {

@@ -1,19 +1,12 @@
-// The scalars of a run that a checkpoint keeps beside the tensors, and what must be equal for a run
-// to be continued (reliability.md 1.2, 2.3). Pure; texts in, texts out. Used by the trainer.
+// The scalars of a run that a checkpoint keeps beside the tensors (reliability.md 1.2). Pure. Used
+// by the trainer.
 #pragma once
 
 #include <cstdint>
 #include <deque>
-#include <map>
 #include <optional>
-#include <string>
-
-#include "absl/status/statusor.h"
-#include "trainer/config.h"
 
 namespace graft::trainer {
-
-using TextMap = std::map<std::string, std::string>;
 
 struct RunState {
   int64_t step = 0;     // finished steps = updates + skipped
@@ -33,23 +26,5 @@ struct RunState {
   // Books an evaluation; true = the best so far.
   bool CountEvaluation(double loss);
 };
-
-// What the trainer puts into a manifest beside step, updates and skipped; and back. Kind input
-// naming the key.
-TextMap StateTexts(const RunState& state);
-absl::Status ReadStateTexts(const TextMap& texts, const std::string& origin, RunState* state);
-
-// What the run reads, by fingerprint.
-struct RunInputs {
-  std::string model;      // fingerprint
-  std::string data;       // fingerprint
-  std::string tokenizer;  // sha256 or ""
-  int64_t total_steps = 0;
-};
-
-// Keys and values that a continued run must share with the saved one.
-TextMap FixedTexts(const Recipe& recipe, const RunInputs& inputs);
-// Those that may differ and are logged.
-TextMap LayoutTexts(const Recipe& recipe, int threads);
 
 }  // namespace graft::trainer

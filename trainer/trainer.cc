@@ -17,6 +17,11 @@
 #include "trainer/stopwatch.h"
 
 namespace graft::trainer {
+namespace {
+
+constexpr int64_t kReplicaCheckSteps = 100;
+
+}  // namespace
 
 // The step on one page. Gradients are summed over all trained tokens of the global batch, then
 // divided once.
@@ -40,6 +45,7 @@ TrainRecord Trainer::TrainStep() {
   const comm::ControlVector total =
       comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()));
   stop_requested_ = total.stop_requests > 0;
+  save_votes_ = {.done = total.saves_done, .failed = total.saves_failed};
 
   // 3. Divide and clip in one pass, then update. A step that is not finite is consumed without an
   // update, on all ranks alike.
@@ -96,6 +102,9 @@ comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
     mine.non_finite += std::isfinite(mine.gradient_square_sum) ? 0 : 1;
   }
   mine.stop_requests = StopRequested() ? 1 : 0;
+  const sharding::Checkpointer::Vote vote = checkpoints_->CastVote();
+  mine.saves_done = vote.done;
+  mine.saves_failed = vote.failed;
   mine.compute_seconds = result.compute_seconds;
   mine.communication_seconds = result.blocked_seconds + reduce_seconds;
   mine.peak_memory_bytes = static_cast<double>(PeakResidentBytes());
@@ -107,6 +116,7 @@ absl::Status Trainer::Run() {
     if (IsRankZero())
       LOG(INFO) << recipe_.run.output << ": the run is finished at step " << state_.step
                 << "; nothing to do";
+    NoteOrderlyEnd();
     return absl::OkStatus();
   }
   if (AnyRankWantsToStop()) {
@@ -116,11 +126,17 @@ absl::Status Trainer::Run() {
   bool stop = false;
   while (!stop && !state_.ended_early && state_.step < total_steps()) {
     const TrainRecord record = TrainStep();
-    GRAFT_RETURN_IF_ERROR(AfterStep(record, &stop));
+    const absl::Status status = AfterStep(record, &stop);
+    if (status.ok()) continue;
+    // The state that is being saved is from before the trouble.
+    const absl::Status saved = FinishSave(SaveReason::kMust);
+    if (!saved.ok() && IsRankZero()) LOG(WARNING) << "the last save: " << saved.message();
+    return status;
   }
   if (progress_ != nullptr) progress_->Finish();
   if (state_.ended_early || state_.step >= total_steps()) return Finish();
-  if (saved_step_ != state_.step) GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  NoteOrderlyEnd();
   return MakeError(ErrorKind::kStopped,
                    absl::StrCat("on request after step ", state_.step, " of ", total_steps(),
                                 "; state saved in ", recipe_.run.output, ", run again to go on"));
@@ -131,7 +147,10 @@ absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
     progress_->Show(record);
     ThrowIfError(metrics_->Write(record));
   }
+  GRAFT_RETURN_IF_ERROR(AdvanceSave());
   GRAFT_RETURN_IF_ERROR(CountNonFinite(record));
+  if (state_.step % kReplicaCheckSteps == 0)
+    GRAFT_RETURN_IF_ERROR(checkpoints_->CheckReplicas(TrainedTensors()));
   const bool last = state_.step >= total_steps();
   const int64_t eval_every = recipe_.eval.every;
   if (eval_every > 0 && (last || state_.step % eval_every == 0))
@@ -163,6 +182,7 @@ absl::Status Trainer::EvaluateAndKeepBest() {
       Evaluate(*model_, *eval_data_, eval_data_->size(), recipe_.optim.micro_batch);
   const double value = result.Value(recipe_.eval.metric);
   const bool best = state_.CountEvaluation(higher_is_better_ ? -value : value);
+  if (best) checkpoints_->SpareBest(state_.step);
   const int64_t patience = recipe_.eval.patience;
   state_.ended_early = patience > 0 && state_.evaluations_since_best >= patience;
   absl::Status status;
@@ -201,7 +221,8 @@ absl::Status Trainer::Finish() {
   }
   GRAFT_RETURN_IF_ERROR(Agree(status));
   // The last checkpoint says that the run is finished, so the adapter must be there before it.
-  if (saved_step_ != state_.step) GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
+  NoteOrderlyEnd();
   if (IsRankZero())
     LOG(INFO) << "finished at step " << state_.step << "; adapter in " << final_folder;
   return absl::OkStatus();

@@ -74,14 +74,22 @@ class Trainer {
   absl::Status AfterStep(const TrainRecord& record, bool* stop);
   absl::Status CountNonFinite(const TrainRecord& record);
   absl::Status EvaluateAndKeepBest();
-  // kDue: a failure is a warning, up to three in a row.
+  // kDue: goes on beside the training (checkpoint.async), a failure is a warning, up to three in a
+  // row. kMust: returns when it is committed, or fails.
   enum class SaveReason { kDue, kMust };
   absl::Status Save(SaveReason reason);
+  absl::Status AdvanceSave();
+  absl::Status FinishSave(SaveReason reason);
+  void NoteOrderlyEnd();
+  absl::Status BookSave(const sharding::SaveResult& result, SaveReason reason);
   sharding::TrainedState TrainedTensors();
+  absl::StatusOr<sharding::Manifest> DescribeRun();
+  void DescribePosition(sharding::Manifest* manifest);
   absl::Status Finish();
   absl::Status Agree(const absl::Status& mine) const;
   bool IsRankZero() const { return world_.rank() == 0; }
   bool AnyRankWantsToStop() const;
+  absl::Status StopWhileBuilding() const;
   LayoutRecord Layout() const;
 
   const Recipe recipe_;
@@ -92,7 +100,6 @@ class Trainer {
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<comm::FlatReducer> reducer_;
-  std::unique_ptr<sharding::Checkpointer> checkpoints_;
   LrSchedule schedule_;
   RunState state_;
   int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder
@@ -102,6 +109,9 @@ class Trainer {
   bool stop_requested_ = false;          // by a signal on any rank, as reduced
   std::unique_ptr<MetricsLog> metrics_;  // rank 0
   std::unique_ptr<Progress> progress_;   // rank 0
+  sharding::Manifest manifest_;          // what does not change from save to save
+  sharding::Checkpointer::Vote save_votes_;  // of all ranks, as reduced in the last step
+  std::unique_ptr<sharding::Checkpointer> checkpoints_;  // its writer uses the metrics
 };
 
 }  // namespace graft::trainer

@@ -8,7 +8,12 @@
 #include <filesystem>
 #include <functional>
 
+#include "base/status.h"
+#include "base/text.h"
+#include "sharding/checkpoint_folder.h"
 #include "tests/sharding/fake_stage.h"
+#include "tests/sharding/tiny_run.h"
+#include "tests/testing/fault_io.h"
 #include "tests/testing/run_ranks.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
@@ -27,7 +32,6 @@ using ::graft::testing::LayersUpTo;
 using ::graft::testing::RunRanks;
 using ::graft::testing::TempFolder;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 
 constexpr int kLayers = 4;
 
@@ -96,25 +100,46 @@ void OnRanks(const Layout& layout, const std::string& folder, const Settings& se
     options.num_layers = kLayers;
     options.recipe = "run: {name: test}\n";
     options.fixed = settings.fixed;
-    options.layout = {{"pipeline", std::to_string(layout.pipeline)}};
-    auto checkpointer = Checkpointer::Open(world, grid, options);
+    // A checkpoint of these tests says its learning rate only.
+    options.fixed_of = [](const Manifest& saved, const std::string&) -> absl::StatusOr<TextMap> {
+      return TextMap{{"optim.lr", HexFloat(saved.schedule.lr)}};
+    };
+    auto checkpointer = Checkpointer::Open(world, grid, options, rank.state);
     ASSERT_THAT(checkpointer, IsOk());
     rank.checkpointer = *std::move(checkpointer);
     body(rank);
   });
 }
 
-RunProgress At(int64_t step) { return {step, step, 0, {{"best", "0x1.8p+1"}}}; }
+Manifest At(int64_t step, const Layout& layout = {}) {
+  Manifest manifest = testing::TinyManifest(step);
+  manifest.schedule.lr = 0x1p-10;
+  manifest.eval = EvalInfo{"loss", 3.0, 1, 0, false};
+  manifest.layout.data = layout.data;
+  manifest.layout.pipeline = layout.pipeline;
+  return manifest;
+}
+
+SaveResult Save(Rank& rank, int64_t step, const Layout& layout = {}) {
+  const absl::Status started = rank.checkpointer->StartSave(At(step, layout), rank.state);
+  if (started.ok()) return rank.checkpointer->Wait();
+  SaveResult result;
+  result.status = started;
+  return result;
+}
 
 void SaveSteps(const Layout& layout, const std::string& folder, const std::vector<int64_t>& steps,
                const Settings& settings = {}) {
   OnRanks(layout, folder, settings, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
     for (int64_t step : steps) {
       Fill(rank.state, static_cast<double>(step));
-      const auto saved = rank.checkpointer->Save(At(step), rank.state);
-      ASSERT_THAT(saved, IsOk());
-      EXPECT_GT(saved->bytes, 4 * 3 * 2 * kWidth * kLayers);
-      EXPECT_THAT(saved->path, HasSubstr(StepFolderName(step)));
+      const SaveResult saved = Save(rank, step, layout);
+      ASSERT_THAT(saved.status, IsOk());
+      EXPECT_EQ(saved.name, StepFolderName(step));
+      if (rank.world.rank() == 0) {
+        EXPECT_GT(saved.bytes, 4 * 3 * 2 * kWidth * kLayers);
+      }
     }
   });
 }
@@ -125,8 +150,8 @@ void ExpectResume(const Layout& layout, const std::string& folder, int64_t step,
     const auto resumed = rank.checkpointer->Resume(resume, rank.state);
     ASSERT_THAT(resumed, IsOk());
     ASSERT_TRUE(resumed->has_value());
-    EXPECT_EQ((*resumed)->progress.step, step);
-    EXPECT_EQ((*resumed)->progress.state.at("best"), "0x1.8p+1");
+    EXPECT_EQ((*resumed)->manifest.step, step);
+    EXPECT_EQ((*resumed)->manifest.eval->best, 3.0);
     ExpectFilled(rank.state, static_cast<double>(step));
   });
 }
@@ -158,14 +183,32 @@ void FlipByte(const std::string& path, int64_t at) {
   file.put(byte);
 }
 
-const std::vector<Layout> kLayouts = {{1, 1, 1}, {2, 1, 1}, {1, 2, 1},
-                                      {1, 4, 1}, {2, 2, 1}, {1, 2, 2}};
+const std::vector<Layout> kLayouts = {{1, 1, 1}, {2, 1, 1}, {1, 2, 1}, {2, 2, 1},
+                                      {4, 1, 1}, {1, 4, 1}, {3, 1, 1}, {1, 2, 2}};
 
 TEST(Checkpoint, EveryLayoutLoadsWhatAnyOtherSaved) {
   for (const Layout& writer : kLayouts) {
     const TempFolder temp;
     SaveSteps(writer, temp.path(), {7});
     for (const Layout& reader : kLayouts) ExpectResume(reader, temp.path(), 7);
+  }
+}
+
+TEST(Checkpoint, WhatIsLoadedIsSavedAgainWithTheSameBytesOnEveryPairOfLayouts) {  // K8
+  for (const Layout& writer : kLayouts) {
+    const TempFolder temp;
+    SaveSteps(writer, temp.path(), {7});
+    for (const Layout& reader : kLayouts) {
+      OnRanks(reader, temp.path(), {}, [&](Rank& rank) {
+        ASSERT_THAT(rank.checkpointer->Resume(temp.Path("step-00000007"), rank.state), IsOk());
+        ASSERT_THAT(Save(rank, 8, reader).status, IsOk());
+      });
+      for (const std::string& name : Names(temp.Path("step-00000008/shards"))) {
+        EXPECT_EQ(temp.Read("step-00000008/shards/" + name),
+                  temp.Read("step-00000007/shards/" + name));
+      }
+      std::filesystem::remove_all(temp.Path("step-00000008"));
+    }
   }
 }
 
@@ -190,21 +233,32 @@ TEST(Checkpoint, KeepsTheNewestAndCleansUp) {
   temp.Write("step-00000099.tmp-0001/shards/x", "left behind by a crash");
   temp.Write(".trash-step-00000001/x", "");
   SaveSteps({1, 2, 1}, temp.path(), {10, 20, 30, 40}, {.keep = 2});
-  EXPECT_THAT(Names(temp.path()), ElementsAre("LATEST", "step-00000030", "step-00000040"));
+  EXPECT_THAT(Names(temp.path()),
+              ElementsAre("LATEST", "starts.jsonl", "step-00000030", "step-00000040"));
   EXPECT_EQ(temp.Read("LATEST"), "step-00000040\n");
   EXPECT_EQ(temp.Read("step-00000040/recipe.yaml"), "run: {name: test}\n");
 }
 
 TEST(Checkpoint, AValidFolderOfTheStepStays) {
   const TempFolder temp;
-  SaveSteps({1, 1, 1}, temp.path(), {5});
+  const auto save = [&](double values, const Layout& layout) {
+    SaveResult result;
+    OnRanks(layout, temp.path(), {}, [&](Rank& rank) {
+      ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+      Fill(rank.state, values);
+      const SaveResult mine = Save(rank, 5, layout);
+      if (rank.world.rank() == 0) result = mine;
+    });
+    return result.status;
+  };
+  ASSERT_THAT(save(5, {1, 1, 1}), IsOk());
   const std::string before = temp.Read("step-00000005/manifest.json");
-  SaveSteps({1, 1, 1}, temp.path(), {5});
+  EXPECT_THAT(save(5, {1, 1, 1}), IsOk());
   EXPECT_EQ(temp.Read("step-00000005/manifest.json"), before);
-  FlipByte(temp.Path("step-00000005/shards/layer-0001.safetensors"), 300);
-  SaveSteps({1, 1, 1}, temp.path(), {5});
-  EXPECT_THAT(ValidateCheckpoint(temp.Path("step-00000005")), IsOk());
-  EXPECT_TRUE(std::filesystem::exists(temp.Path("step-00000005.bad-1")));
+  // One run that comes to a step twice on one layout must come with the same numbers.
+  EXPECT_THAT(save(6, {1, 1, 1}), FailsWith(ErrorKind::kBug, "reached twice"));
+  EXPECT_THAT(save(6, {1, 2, 1}), IsOk());
+  EXPECT_EQ(temp.Read("step-00000005/manifest.json"), before);
 }
 
 TEST(Checkpoint, DamageFallsBackToTheNextOlderOne) {
@@ -239,12 +293,13 @@ TEST(Checkpoint, ContentThatDoesNotFitIsDamageToo) {
   const TempFolder temp;
   SaveSteps({1, 1, 1}, temp.path(), {10});
   OnRanks({1, 1, 1}, temp.path(), {}, [](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
     Fill(rank.state, 20);
     rank.state.exp_avg_sq[5] = -1.0;
-    ASSERT_THAT(rank.checkpointer->Save(At(20), rank.state), IsOk());
+    ASSERT_THAT(Save(rank, 20).status, IsOk());
     Fill(rank.state, 30);
     rank.state.exp_avg[5] = std::numeric_limits<float>::quiet_NaN();
-    ASSERT_THAT(rank.checkpointer->Save(At(30), rank.state), IsOk());
+    ASSERT_THAT(Save(rank, 30).status, IsOk());
   });
   ExpectResume({1, 4, 1}, temp.path(), 10);
   EXPECT_TRUE(std::filesystem::exists(temp.Path("step-00000020.bad-1")));
@@ -302,15 +357,126 @@ TEST(Checkpoint, StartsAreCounted) {
   const TempFolder temp;
   SaveSteps({1, 1, 1}, temp.path(), {10});
   ExpectResume({1, 2, 1}, temp.path(), 10);
-  ExpectResume({1, 1, 1}, temp.path(), 10);
   EXPECT_EQ(temp.Read("starts.jsonl"),
-            "{\"from_step\":10,\"start\":1}\n{\"from_step\":10,\"start\":2}\n");
+            "{\"start\":1,\"from_step\":0,\"committed_step\":10}\n"
+            "{\"start\":2,\"from_step\":10,\"committed_step\":null}\n");
+  const Manifest first = ValueOrThrow(ValidateCheckpoint(temp.Path("step-00000010")));
+  OnRanks({2, 1, 1}, temp.path(), {}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+    ASSERT_THAT(Save(rank, 20).status, IsOk());
+  });
+  const Manifest later = ValueOrThrow(ValidateCheckpoint(temp.Path("step-00000020")));
+  EXPECT_EQ(later.start, 3);
+  EXPECT_EQ(later.run_id, first.run_id);
+}
+
+// Training goes on while a save is written: the state of its step is what it holds, and it moves on
+// only by the votes of all ranks.
+TEST(Checkpoint, ASaveRunsBesideTheTraining) {
+  const TempFolder temp;
+  OnRanks({2, 2, 1}, temp.path(), {}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+    Fill(rank.state, 7);
+    ASSERT_THAT(rank.checkpointer->StartSave(At(7), rank.state), IsOk());
+    EXPECT_TRUE(rank.checkpointer->saving());
+    EXPECT_FALSE(rank.checkpointer->Advance({}).has_value());
+    int boundaries = 0;
+    for (std::optional<SaveResult> result; !result.has_value(); ++boundaries) {
+      Fill(rank.state, 100 + boundaries);
+      double votes[2] = {rank.checkpointer->CastVote().done, rank.checkpointer->CastVote().failed};
+      rank.world.AllReduce({votes, 2, comm::DType::kFloat64, -1}, comm::ReduceOp::kSum);
+      result = rank.checkpointer->Advance({votes[0], votes[1]});
+      if (!result.has_value()) continue;
+      EXPECT_THAT(result->status, IsOk());
+      EXPECT_GT(result->seconds, result->stalled_seconds);
+    }
+    EXPECT_GE(boundaries, 2);
+    EXPECT_FALSE(rank.checkpointer->saving());
+  });
+  ExpectResume({1, 1, 1}, temp.path(), 7);
+}
+
+TEST(Checkpoint, ACheckpointOnTheWayIsFinishedByWaiting) {
+  const TempFolder temp;
+  OnRanks({2, 1, 1}, temp.path(), {}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+    Fill(rank.state, 7);
+    ASSERT_THAT(rank.checkpointer->StartSave(At(7), rank.state), IsOk());
+    // Left under way: a checkpointer that goes joins its writer and commits nothing.
+  });
+  EXPECT_FALSE(std::filesystem::exists(temp.Path("step-00000007")));
+  SaveSteps({1, 1, 1}, temp.path(), {8});
+  EXPECT_FALSE(std::filesystem::exists(temp.Path("step-00000007.tmp-0001")));
+}
+
+TEST(Checkpoint, ReplicasThatDifferAreABugAndAreNotSaved) {
+  const TempFolder temp;
+  OnRanks({3, 2, 1}, temp.path(), {}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+    Fill(rank.state, 7);
+    EXPECT_THAT(rank.checkpointer->CheckReplicas(rank.state), IsOk());
+    if (rank.world.rank() == 3) {  // data rank 1, stage 1
+      at::NoGradGuard no_grad;
+      rank.state.set->values().detach()[3] += 1e-6;
+    }
+    EXPECT_THAT(rank.checkpointer->CheckReplicas(rank.state),
+                FailsWith(ErrorKind::kBug, "the replicas of stage 1"));
+    EXPECT_THAT(rank.checkpointer->StartSave(At(7), rank.state),
+                FailsWith(ErrorKind::kBug, "nothing was saved"));
+    EXPECT_FALSE(rank.checkpointer->saving());
+  });
+}
+
+TEST(Checkpoint, TheBestAndTheOneResumedFromAreSpared) {
+  const TempFolder temp;
+  SaveSteps({1, 1, 1}, temp.path(), {10, 20}, {.keep = 2});
+  OnRanks({1, 1, 1}, temp.path(), {.keep = 1}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+    ASSERT_THAT(Save(rank, 30).status, IsOk());
+    EXPECT_TRUE(std::filesystem::exists(temp.Path("step-00000020")));
+    rank.checkpointer->SpareBest(30);
+    ASSERT_THAT(Save(rank, 40).status, IsOk());
+    EXPECT_FALSE(std::filesystem::exists(temp.Path("step-00000020")));
+    ASSERT_THAT(Save(rank, 50).status, IsOk());
+  });
+  EXPECT_THAT(Names(temp.path()),
+              ElementsAre("LATEST", "starts.jsonl", "step-00000030", "step-00000050"));
+}
+
+// One rank's disk is full: all abandon the save, the older checkpoint stays, the next save works.
+TEST(Checkpoint, AFailureOnOneRankIsAFailureForAll) {
+  const TempFolder temp;
+  SaveSteps({2, 2, 1}, temp.path(), {10});
+  for (const int at : {2, 5, 9, 14, 25, 40}) {
+    OnRanks({2, 2, 1}, temp.path(), {}, [&](Rank& rank) {
+      ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
+      static std::unique_ptr<testing::FaultIo> io;
+      rank.world.Barrier();
+      if (rank.world.rank() == 0) {
+        io = std::make_unique<testing::FaultIo>(testing::FaultIo::Fault::kError, at, ENOSPC);
+        SetIoCalls(io.get());
+      }
+      rank.world.Barrier();
+      const SaveResult saved = Save(rank, 20);
+      rank.world.Barrier();
+      if (rank.world.rank() == 0) SetIoCalls(nullptr);
+      rank.world.Barrier();
+      if (!saved.status.ok()) {
+        EXPECT_THAT(saved.status, FailsWith(ErrorKind::kIo, "No space left"));
+      }
+      EXPECT_THAT(ValidateCheckpoint(temp.Path("step-00000010")), IsOk());
+      EXPECT_THAT(Save(rank, 20).status, IsOk());
+    });
+    EXPECT_THAT(ValidateCheckpoint(temp.Path("step-00000020")), IsOk());
+    std::filesystem::remove_all(temp.Path("step-00000020"));
+  }
 }
 
 TEST(Checkpoint, AFailedSaveHarmsNothing) {
   const TempFolder temp;
   SaveSteps({1, 1, 1}, temp.path(), {10});
   OnRanks({1, 2, 1}, temp.path(), {}, [&](Rank& rank) {
+    ASSERT_THAT(rank.checkpointer->Resume("auto", rank.state), IsOk());
     // The folder goes away under a running job.
     if (rank.world.rank() == 0) {
       std::filesystem::rename(temp.Path("step-00000010"), temp.path() + ".saved");
@@ -318,7 +484,8 @@ TEST(Checkpoint, AFailedSaveHarmsNothing) {
       std::ofstream(temp.path()) << "a file in its place";
     }
     rank.world.Barrier();
-    EXPECT_THAT(rank.checkpointer->Save(At(20), rank.state), FailsWith(ErrorKind::kIo, ""));
+    EXPECT_THAT(Save(rank, 20).status, FailsWith(ErrorKind::kIo, ""));
+    EXPECT_FALSE(rank.checkpointer->saving());
   });
   EXPECT_THAT(ValidateCheckpoint(temp.path() + ".saved"), IsOk());
   std::filesystem::remove_all(temp.path() + ".saved");

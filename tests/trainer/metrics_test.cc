@@ -67,7 +67,8 @@ TEST_F(MetricsTest, RecordsCarryTheDocumentedFieldsKindFirst) {
                                   "peak_memory_bytes", "bubble_fraction", "communication_seconds"));
   EXPECT_EQ(lines[1]["loss"].get<double>(), 0.1);
   EXPECT_THAT(Keys(lines[2]), testing::ElementsAre("kind", "step", "loss", "perplexity"));
-  EXPECT_THAT(Keys(lines[3]), testing::ElementsAre("kind", "step", "seconds", "bytes"));
+  EXPECT_THAT(Keys(lines[3]),
+              testing::ElementsAre("kind", "step", "seconds", "bytes", "stall_seconds"));
   EXPECT_THAT(Keys(lines[4]), testing::ElementsAre("kind", "step", "from", "layout"));
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/hash.h"
 #include "base/philox.h"
 #include "base/status.h"
 #include "trainer/data/packing.h"
@@ -142,17 +143,36 @@ int64_t BatchPlan::rows_in_epoch(int64_t epoch) {
   return static_cast<int64_t>(Epoch(epoch).row_begin.size()) - 1;
 }
 
-std::span<const int64_t> BatchPlan::Row(int64_t row) {
-  if (options_.row_length == 0) {
-    return Epoch(row / options_.num_samples).Row(row % options_.num_samples);
-  }
+BatchPlan::Position BatchPlan::PositionOf(int64_t row) {
+  if (options_.row_length == 0) return {row / options_.num_samples, row % options_.num_samples};
   while (first_row_.back() <= row) {
     first_row_.push_back(first_row_.back() +
                          rows_in_epoch(static_cast<int64_t>(first_row_.size()) - 1));
   }
   const auto after = std::upper_bound(first_row_.begin(), first_row_.end(), row);
   const auto epoch = after - first_row_.begin() - 1;
-  return Epoch(epoch).Row(row - first_row_[static_cast<std::size_t>(epoch)]);
+  return {epoch, row - first_row_[static_cast<std::size_t>(epoch)]};
+}
+
+std::span<const int64_t> BatchPlan::Row(int64_t row) {
+  const Position position = PositionOf(row);
+  return Epoch(position.epoch).Row(position.cursor);
+}
+
+BatchPlan::Position BatchPlan::After(int64_t steps) {
+  return PositionOf(steps * options_.global_batch);
+}
+
+std::string BatchPlan::EpochSha256(int64_t epoch) {
+  const EpochRows& rows = Epoch(epoch);
+  Sha256 hash;
+  for (int64_t row = 0; row < rows_in_epoch(epoch); ++row) {
+    const std::span<const int64_t> samples = rows.Row(row);
+    const auto count = static_cast<int64_t>(samples.size());
+    hash.Update(&count, sizeof(count));
+    hash.Update(samples.data(), samples.size_bytes());
+  }
+  return hash.HexDigest();
 }
 
 std::vector<int64_t> BatchPlan::SamplesOfRows(int64_t begin, int64_t end) {

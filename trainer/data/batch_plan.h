@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,14 @@ class BatchPlan {
   // at a time; the last micro-batch may be smaller. The same number of micro-batches on every rank.
   std::vector<std::vector<int64_t>> MicroBatches(int64_t k, int64_t data_rank);
   int64_t micro_batches_per_step() const;
+  // Where the sequence of rows stands after `steps` steps: the epoch (from 0) and the rows of it
+  // that are consumed.
+  struct Position {
+    int64_t epoch = 0, cursor = 0;
+  };
+  Position After(int64_t steps);
+  // SHA-256 over the rows of an epoch, each with its samples: equal = the same packing plan.
+  std::string EpochSha256(int64_t epoch);
   // Rows of one epoch (without packing: of every epoch).
   int64_t rows_in_epoch(int64_t epoch);
 
@@ -58,6 +67,7 @@ class BatchPlan {
   explicit BatchPlan(BatchPlanOptions options) : options_(std::move(options)) {}
   EpochRows MakeEpoch(int64_t epoch) const;
   const EpochRows& Epoch(int64_t epoch);
+  Position PositionOf(int64_t row);
   // Row number `row` of the endless sequence of epochs.
   std::span<const int64_t> Row(int64_t row);
   std::vector<int64_t> SamplesOfRows(int64_t begin, int64_t end);

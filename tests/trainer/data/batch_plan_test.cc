@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/status.h"
 #include "tests/testing/status_matchers.h"
 
 namespace graft::trainer {
@@ -192,6 +193,40 @@ TEST(EvaluationMicroBatchesTest, EverySampleOnceWithoutWrapping) {
   EXPECT_THAT(EvaluationMicroBatches(5, 2, 2, 0), ElementsAre(ElementsAre(0, 1), ElementsAre(2)));
   EXPECT_THAT(EvaluationMicroBatches(5, 2, 2, 1), ElementsAre(ElementsAre(3, 4)));
   EXPECT_THAT(EvaluationMicroBatches(1, 4, 2, 1), ElementsAre());
+}
+
+TEST(BatchPlanTest, PositionAfterStepsCountsEpochsAndRows) {
+  BatchPlanOptions options;
+  options.num_samples = 10;
+  options.global_batch = 4;
+  options.steps = 100;
+  BatchPlan plan = ValueOrThrow(BatchPlan::Create(options));
+  EXPECT_EQ(plan.After(0).cursor, 0);
+  EXPECT_EQ(plan.After(2).cursor, 8);
+  EXPECT_EQ(plan.After(3).epoch, 1);
+  EXPECT_EQ(plan.After(3).cursor, 2);
+  EXPECT_EQ(plan.After(5).epoch, 2);  // the end of an epoch is the begin of the next
+  EXPECT_EQ(plan.After(5).cursor, 0);
+}
+
+TEST(BatchPlanTest, ThePackingPlanOfAnEpochIsKnownByItsHash) {
+  BatchPlanOptions options;
+  options.num_samples = 12;
+  options.global_batch = 2;
+  options.steps = 100;
+  options.shuffle = true;
+  options.seed = 3;
+  options.row_length = 10;
+  options.lengths = {3, 7, 5, 2, 9, 4, 6, 8, 1, 5, 3, 2};
+  BatchPlan plan = ValueOrThrow(BatchPlan::Create(options));
+  BatchPlan same = ValueOrThrow(BatchPlan::Create(options));
+  EXPECT_EQ(plan.EpochSha256(0), same.EpochSha256(0));
+  EXPECT_NE(plan.EpochSha256(0), plan.EpochSha256(1));
+  options.seed = 4;
+  EXPECT_NE(ValueOrThrow(BatchPlan::Create(options)).EpochSha256(0), plan.EpochSha256(0));
+  const int64_t rows = plan.rows_in_epoch(0);
+  EXPECT_EQ(plan.After(rows / 2).epoch, rows % 2 == 0 ? 1 : 0);
+  EXPECT_EQ(plan.After((rows + 1) / 2).epoch, 1);
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/hash.h"
+#include "base/status.h"
+#include "tests/sharding/tiny_run.h"
 #include "tests/testing/dataset_folder.h"
 #include "tests/testing/model_folder.h"
 #include "tests/testing/status_matchers.h"
@@ -55,6 +58,43 @@ TEST(InspectTest, DataSet) {
   EXPECT_THAT(*text, HasSubstr("kind              causal_lm\n"));
   EXPECT_THAT(*text, HasSubstr("longest sample    5 tokens, limit 8\n"));
   EXPECT_THAT(*text, HasSubstr("all shards match dataset.json\n"));
+}
+
+TEST(InspectTest, Checkpoint) {
+  const TempFolder folder;
+  ASSERT_THAT(testing::SaveTiny(folder.path(), 40), IsOk());
+  const std::string path = folder.Path("step-00000040");
+  const auto text = DescribeFolder(path);
+  ASSERT_THAT(text, IsOk());
+  EXPECT_THAT(*text, HasSubstr("step              40 finished: 40 updates, 0 skipped"));
+  EXPECT_THAT(*text, HasSubstr("adapter           red, 15 parameters, hash64 "));
+  EXPECT_THAT(*text, HasSubstr("layout            data 1 x pipeline 1, layers 2, 1f1b"));
+  EXPECT_THAT(*text, HasSubstr("checksums         every file and every tensor match"));
+  std::string shard = folder.Read("step-00000040/shards/prompt.safetensors");
+  shard[shard.size() / 2] ^= 4;
+  folder.Write("step-00000040/shards/prompt.safetensors", shard);
+  EXPECT_THAT(DescribeFolder(path), FailsWith(ErrorKind::kInput, "prompt.safetensors: sha256 is"));
+}
+
+// Rows A11 and A12 of the malformed inputs.
+TEST(InspectTest, A11AndA12ManifestOfAnotherVersionAndAFileElsewhere) {
+  const TempFolder folder;
+  ASSERT_THAT(testing::SaveTiny(folder.path(), 40), IsOk());
+  const std::string manifest = "step-00000040/manifest.json";
+  const std::string whole = folder.Read(manifest);
+  const auto refused = [&](const std::string& from, const std::string& to) {
+    std::string text = whole;
+    text.replace(text.find(from), from.size(), to);
+    const size_t hash = text.find("\"self_sha256\": \"") + 16;
+    text.replace(hash, 64, std::string(64, '0'));
+    text.replace(hash, 64, Sha256Hex(text));
+    folder.Write(manifest, text);
+    return DescribeFolder(folder.Path("step-00000040"));
+  };
+  EXPECT_THAT(refused("\"version\": 1", "\"version\": 2"),
+              FailsWith(ErrorKind::kInput, "version: found 2, this program reads 1"));
+  EXPECT_THAT(refused("shards/prompt.safetensors", "shards/../../prompt.safetensors"),
+              FailsWith(ErrorKind::kInput, "file name"));
 }
 
 TEST(InspectTest, WhatIsNoFolderOfOurs) {
