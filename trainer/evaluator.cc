@@ -32,6 +32,7 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));
     }
+    model.world().heartbeat().Renew();
     mine.loss_sum += model.executor().Evaluate(batches).loss_sum;
   }
   if (!model.is_last_stage()) mine = comm::ControlVector();

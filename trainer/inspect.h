@@ -8,8 +8,8 @@
 
 namespace graft::trainer {
 
-// Tells a model folder, a prepared data set and an adapter folder apart by their files and
-// describes it in a few lines, each ended by a line break. Kind input when the folder is none of
+// Tells a model folder, a prepared data set, an adapter folder and the flight recorders of a run
+// apart by their files and describes it in a few lines, each ended by a line break. Kind input when the folder is none of
 // them or is damaged: shapes against config.json, hashes and values of shards, shapes and values
 // of adapter tensors.
 absl::StatusOr<std::string> DescribeFolder(const std::string& path);

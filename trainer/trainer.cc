@@ -25,6 +25,7 @@ TrainRecord Trainer::TrainStep() {
   adapters::AdapterSet& adapters = model_->adapters();
   TrainRecord record;
   record.step = state_.step + 1;
+  BeginPhase(comm::Phase::kStep, record.step);
   record.lr = schedule_.Rate(state_.step);
 
   // 1. Micro-batches of this data rank through the pipeline: gradients of the sum of all
@@ -120,6 +121,7 @@ absl::Status Trainer::Run() {
   }
   if (progress_ != nullptr) progress_->Finish();
   if (state_.ended_early || state_.step >= total_steps()) return Finish();
+  BeginPhase(comm::Phase::kSave, state_.step);
   if (saved_step_ != state_.step) GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
   return MakeError(ErrorKind::kStopped,
                    absl::StrCat("on request after step ", state_.step, " of ", total_steps(),
@@ -138,8 +140,10 @@ absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
     GRAFT_RETURN_IF_ERROR(EvaluateAndKeepBest());
   const int64_t save_every = recipe_.checkpoint.every;
   const bool ends = last || state_.ended_early;  // Finish saves
-  if (!ends && save_every > 0 && state_.step % save_every == 0)
+  if (!ends && save_every > 0 && state_.step % save_every == 0) {
+    BeginPhase(comm::Phase::kSave, state_.step);
     GRAFT_RETURN_IF_ERROR(Save(SaveReason::kDue));
+  }
   *stop = stop_requested_;
   return absl::OkStatus();
 }
@@ -159,6 +163,7 @@ absl::Status Trainer::CountNonFinite(const TrainRecord& record) {
 }
 
 absl::Status Trainer::EvaluateAndKeepBest() {
+  BeginPhase(comm::Phase::kEvaluate, state_.step);
   const EvalResult result =
       Evaluate(*model_, *eval_data_, eval_data_->size(), recipe_.optim.micro_batch);
   const bool best = state_.CountEvaluation(result.loss);
@@ -183,6 +188,7 @@ absl::Status Trainer::EvaluateAndKeepBest() {
 }
 
 absl::Status Trainer::Finish() {
+  BeginPhase(comm::Phase::kSave, state_.step);
   const std::string final_folder = JoinPath(recipe_.run.output, kAdapterFolder);
   absl::Status status;
   if (state_.best_step > 0) {
@@ -205,6 +211,11 @@ absl::Status Trainer::Finish() {
 
 absl::Status Trainer::Agree(const absl::Status& mine) const {
   return comm::AgreeOnStatus(world_.all(), mine);
+}
+
+void Trainer::BeginPhase(comm::Phase phase, int64_t step) {
+  world_.heartbeat().Enter(phase, step);
+  world_.recorder().set_step(step);
 }
 
 std::string Trainer::Where() const {

@@ -19,12 +19,12 @@ namespace graft::trainer {
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Build(const Recipe& recipe, comm::World& world) {
   std::unique_ptr<Trainer> trainer(new Trainer(recipe, world));
-  GRAFT_RETURN_IF_ERROR(trainer->OpenOutput());
-  GRAFT_RETURN_IF_ERROR(trainer->OpenDataSets());
-  GRAFT_RETURN_IF_ERROR(trainer->PlanBatches());
-  GRAFT_RETURN_IF_ERROR(trainer->LoadModel());
-  GRAFT_RETURN_IF_ERROR(trainer->Restore());
-  GRAFT_RETURN_IF_ERROR(trainer->OpenMetrics());
+  for (absl::Status (Trainer::*const phase)() :
+       {&Trainer::OpenOutput, &Trainer::OpenDataSets, &Trainer::PlanBatches, &Trainer::LoadModel,
+        &Trainer::Restore, &Trainer::OpenMetrics}) {
+    trainer->BeginPhase(comm::Phase::kSetup, -1);
+    GRAFT_RETURN_IF_ERROR((trainer.get()->*phase)());
+  }
   trainer->ShowStart();
   return trainer;
 }
