@@ -62,8 +62,13 @@ def state(slurm, job):
     return slurm.show(job).get("JobState")
 
 
+# A requeued job waits two minutes by itself, in which SLURM clears away what the last start left. Called back within the second
+# it can lose its script to that.
+SETTLE_SECONDS = 3
+
+
 def runs_again(slurm, job, restarts):
-    """A requeued job waits two minutes by itself; it is told not to until it heeds."""
+    """Tells the job not to wait until it heeds."""
     facts = slurm.show(job)
     if facts["JobState"] == "PENDING":
         slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -88,6 +93,7 @@ def test_requeues_do_not_change_the_loss_curve(launcher, slurm, tmp_path, rounds
         slurm.run("scancel", "--batch", "--signal=USR1", job)
         until(lambda: state(slurm, job) == "PENDING", 60, "requeued")
         assert f"restart {number} of at most 20" in log.read_text(), log.read_text()
+        time.sleep(SETTLE_SECONDS)
         until(lambda: runs_again(slurm, job, number), 60, "running again")
     until(lambda: state(slurm, job) not in ("RUNNING", "COMPLETING"), 120, "the end")
     assert state(slurm, job) == "COMPLETED", log.read_text()[-3000:]
