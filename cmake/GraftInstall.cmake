@@ -5,7 +5,7 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/graft)
-set(_comm_libraries graft_base graft_comm)
+set(_comm_libraries graft_base graft_watch graft_comm)
 get_property(_other_libraries GLOBAL PROPERTY GRAFT_LIBRARIES)
 list(REMOVE_ITEM _other_libraries ${_comm_libraries})
 

@@ -29,6 +29,16 @@ struct Buffer {
 
 enum class ReduceOp { kSum, kMax, kMin };
 
+class FlightRecorder;
+
+// Where a communicator books its operations (flight_recorder.h); no recorder: nowhere.
+struct FlightBook {
+  FlightRecorder* recorder = nullptr;
+  std::string name;  // the path of splits: "world/data:1"
+  int group = -1;    // the recorder's number for it
+  int64_t collectives = 0;
+};
+
 // A transfer under way. The buffer must live until Wait returns or the request is destroyed. Destroying an unfinished
 // request cancels it or waits for it.
 class Request {
@@ -67,14 +77,21 @@ class Communicator {
 
   void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
   absl::Duration timeout() const { return timeout_; }
+  // Books the operations of this communicator, and of those that are split from it later, in
+  // `recorder`, which must outlive them all.
+  void OpenBook(FlightRecorder* recorder, const std::string& name);
+  FlightBook& book() { return book_; }
   // Seconds this rank spent blocked in calls of this communicator so far.
   double blocked_seconds() const { return blocked_seconds_; }
 
  protected:
+  // For Split: a part goes on as its parent does.
+  void InheritFrom(const Communicator& parent, int color);
   double blocked_seconds_ = 0;
 
  private:
   absl::Duration timeout_ = absl::Minutes(15);
+  FlightBook book_;
 };
 
 }  // namespace graft::comm

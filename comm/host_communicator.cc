@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "comm/booking.h"
 #include "comm/ordered_reduce.h"
 
 namespace graft::comm {
@@ -102,14 +103,14 @@ std::unique_ptr<Request> HostCommunicator::StartSend(Buffer data, int to, int ta
   CheckBuffer("Send", data);
   CheckPeer("Send", to);
   GRAFT_CHECK(tag >= 0 && tag <= kMaxTag, absl::StrCat("tag ", tag, ", allowed 0 to ", kMaxTag));
-  return PostSend(data.data, data.bytes(), to, tag);
+  return BookTransfer(*this, "Send", data, to, PostSend(data.data, data.bytes(), to, tag));
 }
 
 std::unique_ptr<Request> HostCommunicator::StartRecv(Buffer data, int from, int tag) {
   CheckBuffer("Recv", data);
   CheckPeer("Recv", from);
   GRAFT_CHECK(tag >= 0 && tag <= kMaxTag, absl::StrCat("tag ", tag, ", allowed 0 to ", kMaxTag));
-  return PostRecv(data.data, data.bytes(), from, tag);
+  return BookTransfer(*this, "Recv", data, from, PostRecv(data.data, data.bytes(), from, tag));
 }
 
 void HostCommunicator::ExchangeAll(const char* operation, const void* data, std::size_t bytes,
@@ -132,6 +133,7 @@ void HostCommunicator::AllReduce(Buffer inout, ReduceOp op) {
                                                 absl::StrCat("type ", NameOf(inout.type),
                                                              ", allowed float32, float64, int64")));
   if (size() == 1 || inout.count == 0) return;
+  const BookedCollective booked(*this, "AllReduce", inout);
   if (inout.bytes() * static_cast<std::size_t>(size()) <= kDirectBytes) {
     DirectAllReduce(inout, op);
   } else {
@@ -223,6 +225,7 @@ void HostCommunicator::Broadcast(Buffer inout, int root) {
   CheckBuffer("Broadcast", inout);
   CheckPeer("Broadcast", root);
   if (size() == 1) return;
+  const BookedCollective booked(*this, "Broadcast", inout, root);
   const int n = size();
   const int place = (rank() - root + n) % n;
   int subtree = 1;  // my children lie at place + 1, 2, 4, ... below this distance
@@ -256,11 +259,15 @@ void HostCommunicator::AllGather(Buffer in, Buffer out) {
   if (in.count == 0) return;
   char* const slots = static_cast<char*>(out.data);
   std::memmove(slots + rank() * in.bytes(), in.data, in.bytes());
-  if (size() > 1) ExchangeAll("AllGather", slots + rank() * in.bytes(), in.bytes(), slots);
+  if (size() == 1) return;
+  const BookedCollective booked(*this, "AllGather", in);
+  ExchangeAll("AllGather", slots + rank() * in.bytes(), in.bytes(), slots);
 }
 
 // Dissemination: after round k a rank knows of 2^k ranks that they have come.
 void HostCommunicator::Barrier() {
+  if (size() == 1) return;
+  const BookedCollective booked(*this, "Barrier", {nullptr, 0, DType::kUint8, -1});
   Waiter waiter(timeout());
   for (int distance = 1; distance < size(); distance *= 2) {
     Requests requests;

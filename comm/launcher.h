@@ -20,4 +20,12 @@ LaunchInfo ReadLaunchInfo(const std::function<const char*(const char*)>& lookup)
 // job of its own.
 absl::Status CheckLaunch(const LaunchInfo& info, int mpi_size);
 
+std::string HostName();
+
+// True for the name of a program that starts ranks: mpirun, orted, slurmstepd, hydra_pmi_proxy, ...
+bool IsLauncherName(const std::string& program);
+// From now on the kernel kills this process when its parent dies, if the parent is a launcher: a
+// rank whose mpirun was killed must not compute on as an orphan. Linux; elsewhere nothing.
+void DieWithLauncher();
+
 }  // namespace graft::comm

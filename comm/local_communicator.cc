@@ -249,7 +249,7 @@ std::unique_ptr<Communicator> LocalCommunicator::Split(int color, int key,
   ++num_splits_;
   auto split =
       std::make_unique<LocalCommunicator>(job_, id, new_rank, std::move(world_ranks), name);
-  split->set_timeout(timeout());
+  split->InheritFrom(*this, color);
   return split;
 }
 

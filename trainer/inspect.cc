@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "comm/flight_report.h"
 #include "models/model_config.h"
 #include "models/weights/expected_tensors.h"
 #include "models/weights/safetensors.h"
@@ -131,7 +132,8 @@ absl::StatusOr<std::string> DescribeFolder(const std::string& path) {
   const std::string shown = Printable(path, 512);
   if (!PathExists(path)) return InputError(absl::StrCat(shown, ": does not exist"));
   if (!IsFolder(path)) return InputError(absl::StrCat(shown, ": is not a folder"));
-  std::vector<std::string> known;
+  if (comm::IsFlightFolder(path)) return comm::DescribeFlight(path);
+  std::vector<std::string> known = {"rank-NNNNN.json (flight recorders of a run)"};
   for (const FolderKind& kind : kFolderKinds) {
     if (PathExists(JoinPath(path, kind.marker))) return kind.describe(path);
     known.push_back(absl::StrCat(kind.marker, " (", kind.name, ")"));

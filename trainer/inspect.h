@@ -8,10 +8,10 @@
 
 namespace graft::trainer {
 
-// Tells a model folder, a prepared data set, an adapter folder and a checkpoint apart by their
-// files and describes it in a few lines, each ended by a line break. Kind input when the folder is
-// none of them or is damaged: shapes against config.json, hashes and values of shards, shapes and
-// values of adapter tensors, everything of a checkpoint.
+// Tells a model folder, a prepared data set, an adapter folder, a checkpoint and the flight
+// recorders of a run apart by their files and describes it in a few lines, each ended by a line
+// break. Kind input when the folder is none of them or is damaged: shapes against config.json,
+// hashes and values of shards, shapes and values of adapter tensors, everything of a checkpoint.
 absl::StatusOr<std::string> DescribeFolder(const std::string& path);
 
 }  // namespace graft::trainer

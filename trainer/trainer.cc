@@ -30,6 +30,7 @@ TrainRecord Trainer::TrainStep() {
   adapters::AdapterSet& adapters = model_->adapters();
   TrainRecord record;
   record.step = state_.step + 1;
+  BeginPhase(comm::Phase::kStep, record.step);
   record.lr = schedule_.Rate(state_.step);
 
   // 1. Micro-batches of this data rank through the pipeline: gradients of the sum of all
@@ -135,6 +136,7 @@ absl::Status Trainer::Run() {
   }
   if (progress_ != nullptr) progress_->Finish();
   if (state_.ended_early || state_.step >= total_steps()) return Finish();
+  BeginPhase(comm::Phase::kSave, state_.step);
   GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
   NoteOrderlyEnd();
   return MakeError(ErrorKind::kStopped,
@@ -157,8 +159,10 @@ absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
     GRAFT_RETURN_IF_ERROR(EvaluateAndKeepBest());
   const int64_t save_every = recipe_.checkpoint.every;
   const bool ends = last || state_.ended_early;  // Finish saves
-  if (!ends && save_every > 0 && state_.step % save_every == 0)
+  if (!ends && save_every > 0 && state_.step % save_every == 0) {
+    BeginPhase(comm::Phase::kSave, state_.step);
     GRAFT_RETURN_IF_ERROR(Save(SaveReason::kDue));
+  }
   *stop = stop_requested_;
   return absl::OkStatus();
 }
@@ -178,6 +182,7 @@ absl::Status Trainer::CountNonFinite(const TrainRecord& record) {
 }
 
 absl::Status Trainer::EvaluateAndKeepBest() {
+  BeginPhase(comm::Phase::kEvaluate, state_.step);
   const EvalResult result =
       Evaluate(*model_, *eval_data_, eval_data_->size(), recipe_.optim.micro_batch);
   const double value = result.Value(recipe_.eval.metric);
@@ -207,6 +212,7 @@ absl::Status Trainer::EvaluateAndKeepBest() {
 }
 
 absl::Status Trainer::Finish() {
+  BeginPhase(comm::Phase::kSave, state_.step);
   const std::string final_folder = JoinPath(recipe_.run.output, kAdapterFolder);
   absl::Status status;
   if (state_.best_step > 0) {
@@ -230,6 +236,11 @@ absl::Status Trainer::Finish() {
 
 absl::Status Trainer::Agree(const absl::Status& mine) const {
   return comm::AgreeOnStatus(world_.all(), mine);
+}
+
+void Trainer::BeginPhase(comm::Phase phase, int64_t step) {
+  world_.heartbeat().Enter(phase, step);
+  world_.recorder().set_step(step);
 }
 
 std::string Trainer::Where() const {

@@ -86,6 +86,8 @@ class Trainer {
   absl::StatusOr<sharding::Manifest> DescribeRun();
   void DescribePosition(sharding::Manifest* manifest);
   absl::Status Finish();
+  // Tells the watchdog what this rank does and the flight recorder the step.
+  void BeginPhase(comm::Phase phase, int64_t step);
   absl::Status Agree(const absl::Status& mine) const;
   bool IsRankZero() const { return world_.rank() == 0; }
   bool AnyRankWantsToStop() const;

@@ -24,6 +24,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Build(const Recipe& recipe, co
   using Step = absl::Status (Trainer::*)();
   for (const Step step : {&Trainer::OpenOutput, &Trainer::OpenDataSets, &Trainer::PlanBatches,
                           &Trainer::LoadModel, &Trainer::Restore, &Trainer::OpenMetrics}) {
+    trainer->BeginPhase(comm::Phase::kSetup, -1);
     GRAFT_RETURN_IF_ERROR((trainer.get()->*step)());
     GRAFT_RETURN_IF_ERROR(trainer->StopWhileBuilding());
   }

@@ -1,0 +1,32 @@
+// How communicators book their operations in the flight recorder: a scope around a collective, a
+// wrapper around a transfer's request. Used by the backends; without a recorder both cost nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "comm/communicator.h"
+
+namespace graft::comm {
+
+// Lives as long as the collective runs. One that ends with an exception stays unfinished in the
+// record. `operation` is a string literal; peer -1 = no root.
+class BookedCollective {
+ public:
+  BookedCollective(Communicator& comm, const char* operation, const Buffer& buffer, int peer = -1);
+  ~BookedCollective();
+  BookedCollective(const BookedCollective&) = delete;
+  BookedCollective& operator=(const BookedCollective&) = delete;
+
+ private:
+  FlightRecorder* const recorder_;
+  const int exceptions_;
+  int64_t sequence_ = 0;
+};
+
+// Books a transfer that has just been started; the result takes the request's place.
+std::unique_ptr<Request> BookTransfer(Communicator& comm, const char* operation,
+                                      const Buffer& buffer, int peer,
+                                      std::unique_ptr<Request> request);
+
+}  // namespace graft::comm

@@ -1,0 +1,142 @@
+# What the batch scripts of this folder share: source it, do not run it. The rules are those of docs/cluster.md.
+# shellcheck shell=bash
+#
+# Settings by environment, beside those of launch/mpirun/common.sh:
+#   GRAFT_HOME=DIR        this tree (default: where sbatch was called)
+#   GRAFT_LAUNCHER=srun   start the ranks by `srun --mpi=pmix` instead of mpirun
+#   GRAFT_STAGE=DIR       node-local folder; model.path is copied there once per node and read from there
+#   GRAFT_MODEL=DIR       the folder to copy (required with GRAFT_STAGE)
+#   GRAFT_MAX_RESTARTS=20 requeues of one job
+#   GRAFT_RELAUNCHES=2    new starts inside one allocation after ranks were lost
+# shellcheck source=launch/mpirun/common.sh
+source "${GRAFT_HOME:-$SLURM_SUBMIT_DIR}/launch/mpirun/common.sh"
+
+STOPPED=75       # on request, state saved
+NOT_STARTED=138  # USR1 reached mpirun before its handlers were there
+PEER_LOST=76     # found by graft
+KILLED=137       # a rank was killed
+CRASHED=139      # a rank died of a bad memory access; srun with PMIx does that now and then in MPI_Init
+DAEMON_LOST=205  # mpirun lost a node
+ORPHAN_SECONDS=5 # how long ranks may outlive a killed launcher
+
+# A text value of the recipe, or of a word key=value on the command line, which wins:
+# recipe_text SECTION KEY RECIPE [WORD ...]. Nothing when neither has it.
+recipe_text() {
+  local section="$1" key="$2" recipe="$3" word
+  shift 3
+  for word in "$@"; do
+    if [[ "$word" == "$section.$key="* ]]; then
+      echo "${word#*=}"
+      return
+    fi
+  done
+  awk -v section="$section" -v key="$key" '
+    { sub(/(^|[ \t])#.*/, "") }
+    /^[a-z_]+:/ { inside = ($0 ~ "^" section ":"); sub(/^[a-z_]+:/, "") }
+    inside && match($0, "(^|[{, \t])" key ":[ \t]*[^,}]*") {
+      value = substr($0, RSTART, RLENGTH)
+      sub(".*" key ":[ \t]*", "", value)
+      gsub(/^["'\''[:space:]]+|["'\''[:space:]]+$/, "", value)
+      print value
+      exit
+    }' "$recipe"
+}
+
+# The newest committed step of a run folder, 0 when there is none.
+newest_step() {
+  local name newest=0
+  for name in "$1"/checkpoints/step-????????; do
+    if [[ "$name" =~ step-([0-9]{8})$ ]] && [ -f "$name/manifest.json" ]; then
+      newest=$((10#${BASH_REMATCH[1]}))
+    fi
+  done
+  echo "$newest"
+}
+
+ranks_per_node() { echo $((SLURM_NTASKS / SLURM_JOB_NUM_NODES)); }
+
+check_allocation() {
+  [ "$((SLURM_NTASKS % SLURM_JOB_NUM_NODES))" -eq 0 ] ||
+    fail usage 64 "$SLURM_NTASKS tasks on $SLURM_JOB_NUM_NODES nodes: must be the same number on each (--ntasks-per-node)"
+  if [ "${GRAFT_LAUNCHER:-mpirun}" = srun ] && ! srun --mpi=list 2>&1 | grep -qw pmix; then
+    fail peer "$PEER_LOST" "this SLURM has no PMIx (srun --mpi=list): every task would be a job of its own; use mpirun (leave GRAFT_LAUNCHER away)"
+  fi
+}
+
+# Copies GRAFT_MODEL to every node and prints the words for graft that make it read the copy. A copy that is there is kept: the
+# name holds a hash of names, sizes and times. It appears complete or not at all.
+stage_weights() {
+  [ -n "${GRAFT_STAGE:-}" ] || return 0
+  [ -d "${GRAFT_MODEL:-}" ] || fail usage 64 "GRAFT_STAGE needs GRAFT_MODEL, found '${GRAFT_MODEL:-}', must be a model folder"
+  local stamp target
+  stamp="$(cd "$GRAFT_MODEL" && find . -type f -printf '%p %s %T@\n' | sort | sha256sum | cut -c 1-16)"
+  target="$GRAFT_STAGE/graft-$stamp"
+  # shellcheck disable=SC2016  # expanded on the nodes
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
+    [ -d "$2" ] && exit 0
+    mkdir -p "$(dirname "$2")" && temp="$(mktemp -d "$2.XXXXXX")" && cp -rL "$1/." "$temp" &&
+      { mv -T "$temp" "$2" 2>/dev/null || rm -rf "$temp"; } && [ -d "$2" ]' stage "$GRAFT_MODEL" "$target" >&2 ||
+    fail io 74 "GRAFT_STAGE=$GRAFT_STAGE: the model could not be copied there on every node"
+  echo "model.path=$target"
+}
+
+launch_ranks() {
+  local graft flags
+  graft="$(find_graft)" || return $?
+  if [ "${GRAFT_LAUNCHER:-mpirun}" = srun ]; then
+    run_forwarding srun --mpi=pmix --kill-on-bad-exit=1 "$graft" "$@"
+  else
+    mapfile -t flags < <(mpirun_flags "$(ranks_per_node)")
+    run_forwarding mpirun "${flags[@]}" -np "$SLURM_NTASKS" "$graft" "$@"
+  fi
+}
+
+# True for an end after which a new start in the same allocation may help.
+is_lost() {
+  local lost
+  for lost in "$PEER_LOST" "$KILLED" "$CRASHED" "$DAEMON_LOST"; do
+    [ "$1" -ne "$lost" ] || return 0
+  done
+  return 1
+}
+
+# True for an end that another start in a new allocation goes on from.
+can_go_on() { [ "$1" -eq "$STOPPED" ] || [ "$1" -eq "$NOT_STARTED" ] || is_lost "$1"; }
+
+# launch_ranks, and again when ranks were lost and no stop was asked for.
+launch_with_relaunches() {
+  local code left="${GRAFT_RELAUNCHES:-2}"
+  while true; do
+    launch_ranks "$@"
+    code=$?
+    is_lost "$code" && [ "$left" -gt 0 ] || return "$code"
+    left=$((left - 1))
+    say "ranks were lost (exit code $code): new start in $ORPHAN_SECONDS s, $left more after it"
+    sleep "$ORPHAN_SECONDS"
+  done
+}
+
+# Stops with 76 when this is the third start in a row without a newer committed step: something is broken that no restart heals.
+check_progress() {
+  local output="$1" newest log lines
+  newest="$(newest_step "$output")"
+  log="$output/slurm-$SLURM_JOB_ID.starts"
+  mkdir -p "$output"
+  echo "$newest" >>"$log"
+  mapfile -t lines < <(tail -n 3 "$log")
+  [ "${#lines[@]}" -eq 3 ] && [ "${lines[0]}" = "$newest" ] && [ "${lines[1]}" = "$newest" ] || return 0
+  fail peer "$PEER_LOST" "two restarts in a row committed no step after $newest in $output: not started again; see $output/flight and the log, then sbatch anew"
+}
+
+# Puts the job back into the queue and ends with `code`, or says why not.
+requeue() {
+  local code="$1" restarts="${SLURM_RESTART_COUNT:-0}" most="${GRAFT_MAX_RESTARTS:-20}"
+  [ "$restarts" -lt "$most" ] ||
+    fail peer "$PEER_LOST" "job $SLURM_JOB_ID was restarted $restarts times, allowed $most (GRAFT_MAX_RESTARTS): not requeued; sbatch goes on from the last checkpoint"
+  say "exit code $code: back into the queue (restart $((restarts + 1)) of at most $most)"
+  # SLURM ends this script. One that ends by itself meanwhile can be taken for the end of the next start.
+  trap - USR1 TERM INT
+  scontrol requeue "$SLURM_JOB_ID" || fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
+  sleep 60
+  exit "$code"
+}

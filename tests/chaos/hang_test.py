@@ -1,0 +1,85 @@
+"""K6: a rank that stops running or never returns is found in time, named, and ends the whole job with 76."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from graft_program import Golden, recipe
+from job import BINARY_DIR, graft_job, mpirun, steps_done, until
+
+STOP_SECONDS = 30  # a stopped process is found within it
+LATE_SECONDS = 5  # any other hang: its limit and this
+
+
+def inspect(output):
+    done = subprocess.run(
+        [BINARY_DIR / "graft", "inspect", output / "flight"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("layout", [dict(data=2), dict(data=2, pipeline=2)], ids=["2x1", "2x2"])
+def test_a_stopped_rank_ends_the_job(layout, tmp_path, rounds):
+    for number in range(rounds(1, 10)):
+        output = tmp_path / f"run-{number}"
+        keys = recipe(
+            Golden("gqa_lora"),
+            output,
+            optim=dict(steps=1_000_000),
+            parallel=dict(device="cpu") | layout,
+        )
+        job = graft_job(keys, tmp_path / f"job-{number}")
+        until(lambda: steps_done(output) >= 3, 60, "three steps")  # noqa: B023
+        os.kill(job.rank(1), signal.SIGSTOP)
+        code, seconds = job.wait(STOP_SECONDS + 30)
+        print(f"stopped rank found and job ended in {seconds:.1f} s")
+        assert code == 76, job.err
+        assert seconds < STOP_SECONDS
+        assert job.last_line.startswith("graft: error: peer: rank 1 (process "), job.err
+        assert "stopped or dead" in job.last_line
+        report = inspect(output)
+        # The launcher wakes the stopped rank to end it: it may still write its own dump.
+        assert "written because   rank 1 (process" in report, report
+        assert "rank 0 (" in report and " waits " in report, report
+        assert until(lambda: not job.left_over(), 5, "no process left")  # noqa: B023
+
+
+@pytest.mark.parametrize("mode", ["loop", "sleep"])
+def test_a_rank_that_never_returns_is_named(mode, tmp_path, rounds):
+    limit = rounds(3, 10)
+    for number in range(rounds(1, 5)):
+        output = tmp_path / f"run-{number}"
+        command = [BINARY_DIR / "chaos_ranks", output, 1000, limit, mode, 1, 20]
+        job = mpirun(3, command, output)
+        code, seconds = job.wait(limit + 60)
+        print(f"{mode}: job ended {seconds:.1f} s after its start, limit {limit} s")
+        assert code == 76, job.err
+        assert seconds < limit + LATE_SECONDS + 3  # 3 s to start
+        assert job.last_line.startswith("graft: error: peer: no end after "), job.err
+        assert "rank 1 waits for nobody" in job.last_line
+        assert "step 20" in job.last_line
+        report = inspect(output)
+        assert "3 of 3 left a dump" in report, report
+        assert "rank 1 has begun" in report and "AllReduce" in report, report
+
+
+def test_collectives_out_of_order_are_named(tmp_path):
+    """F6: one rank calls another collective than the rest. Nobody trains on; the dump shows where they part."""
+    job = mpirun(2, [BINARY_DIR / "chaos_ranks", tmp_path, 1000, 3, "order", 1, 20], tmp_path / "job")
+    code, _ = job.wait(60)
+    assert code in (70, 76), job.err
+    report = inspect(tmp_path)
+    assert "rank 0 AllReduce of 32768 bytes float64, rank 1 Barrier" in report, report
+
+
+def test_an_error_of_one_rank_leaves_the_dumps_of_all(tmp_path):
+    job = mpirun(3, [BINARY_DIR / "chaos_ranks", tmp_path, 1000, 30, "throw", 1, 20], tmp_path / "job")
+    code, seconds = job.wait(60)
+    assert code == 77, job.err
+    assert seconds < 10
+    assert job.last_line == "graft: error: numeric: a number that is none"
+    report = inspect(tmp_path)
+    assert "3 of 3 left a dump" in report, report
+    assert "rank 1 has begun" in report, report

@@ -1,0 +1,114 @@
+"""A job under mpirun or SLURM that a test can watch and hurt: its processes, its output, its end."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import yaml
+
+BINARY_DIR = Path(os.environ["GRAFT_BINARY_DIR"])
+MPIRUN = "mpirun --allow-run-as-root --oversubscribe -q --bind-to none --mca mpi_yield_when_idle 1 -np"
+ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+
+
+def until(condition, seconds, what):
+    """Waits until condition() is true and returns its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+def processes(**environment):
+    """Ids of the processes, zombies aside, that have these environment variables."""
+    wanted = {f"{name}={value}" for name, value in environment.items()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            has = set((folder / "environ").read_bytes().decode(errors="replace").split("\0"))
+            alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            continue
+        if wanted <= has and alive:
+            found.append(int(folder.name))
+    return found
+
+
+class Job:
+    """`command` (a list) in the background; stdout and stderr go to files in `folder`."""
+
+    def __init__(self, command, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        self.begin = time.monotonic()
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                env=ENVIRONMENT | dict(GRAFT_CHAOS_JOB=self.mark),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+
+    @property
+    def out(self):
+        return (self.folder / "out").read_text()
+
+    @property
+    def err(self):
+        return (self.folder / "err").read_text()
+
+    @property
+    def last_line(self):
+        """The last line that graft itself wrote: MPI may have something to say when a peer is killed."""
+        return [line for line in self.err.splitlines() if line.startswith("graft: ")][-1]
+
+    def rank(self, rank):
+        """Process id of a rank."""
+        found = processes(GRAFT_CHAOS_JOB=self.mark, OMPI_COMM_WORLD_RANK=rank)
+        assert len(found) == 1, f"rank {rank}: processes {found}"
+        return found[0]
+
+    def left_over(self):
+        """Processes of the job that are still there."""
+        return processes(GRAFT_CHAOS_JOB=self.mark)
+
+    def wait(self, seconds):
+        """The exit code, and the seconds from now until it came."""
+        begin = time.monotonic()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise AssertionError(f"no end within {seconds} s\n{self.err[-3000:]}") from None
+        return code, time.monotonic() - begin
+
+    def end(self):
+        for process in self.left_over():
+            os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+
+def mpirun(ranks, command, folder):
+    return Job([*f"{MPIRUN} {ranks}".split(), *command], folder)
+
+
+def graft_job(keys, folder):
+    """`graft train` with this recipe under mpirun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "train.yaml"
+    config.write_text(yaml.safe_dump(keys))
+    parallel = keys["parallel"]
+    ranks = parallel.get("data", 1) * parallel.get("pipeline", 1)
+    return mpirun(ranks, [BINARY_DIR / "graft", "train", "--config", config], folder)
+
+
+def steps_done(output):
+    path = Path(output) / "metrics.jsonl"
+    return path.read_text().count('"train"') if path.exists() else 0

@@ -1,0 +1,193 @@
+"""A private SLURM on this machine: munged, slurmctld and slurmd processes of our own, with their state in one folder.
+
+    with Slurm() as slurm:
+        job = slurm.sbatch(script, "--ntasks=2", cwd=folder)
+        slurm.show(job)["JobState"]
+
+Debian packages: munge slurmctld slurmd slurm-client. Their services are neither used nor touched.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol"]
+START_SECONDS = 30
+# All nodes are this machine: ranks find each other by loopback.
+JOB_ENVIRONMENT = dict(
+    OMPI_ALLOW_RUN_AS_ROOT="1",
+    OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+    OMPI_MCA_btl_tcp_if_include="lo",
+    OMPI_MCA_oob_tcp_if_include="lo",
+    OMPI_MCA_mpi_yield_when_idle="1",
+)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Slurm:
+    def __init__(self, nodes=1, cpus=4):
+        missing = [program for program in PROGRAMS if self._find(program) is None]
+        if missing:
+            raise RuntimeError(f"missing {missing}; apt packages: munge slurmctld slurmd slurm-client")
+        # Not below a test's own folder: munged wants all parents passable for everybody.
+        self.folder = Path(tempfile.mkdtemp(prefix="graft-slurm-"))
+        self.folder.chmod(0o711)
+        self.started = False
+        self.nodes = [f"node{i + 1}" for i in range(nodes)]
+        self.cpus = cpus
+        self.daemons = []
+        self.environment = os.environ | JOB_ENVIRONMENT
+        self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
+
+    @staticmethod
+    def _find(program):
+        return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+    def __enter__(self):
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def _start(self):
+        for name in ["state", "log", "munge", *[f"spool.{n}" for n in self.nodes]]:
+            (self.folder / name).mkdir(parents=True)
+        # munged wants its folders safe from others; the socket's may be passed through.
+        (self.folder / "munge").chmod(0o711)
+        key = self.folder / "munge" / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        (self.folder / "slurm.conf").write_text(self._config())
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        munge = self.folder / "munge"
+        self._daemon(
+            "munged",
+            "--foreground",
+            f"--key-file={key}",
+            *[f"--{part}={munge / part.split('-')[0]}" for part in ["socket", "pid-file", "seed-file"]],
+            f"--log-file={self.folder / 'log' / 'munged.log'}",
+        )
+        self._until(lambda: (munge / "socket").exists(), "munged's socket")
+        self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
+        for node in self.nodes:
+            self._daemon("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"])
+        idle = ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]
+        self._until(lambda: len(self._ask(idle).split()) == len(self.nodes), "idle nodes")
+        self.started = True
+
+    def _config(self):
+        user = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
+        host = socket.gethostname().split(".")[0]
+        control, *ports = free_ports(1 + len(self.nodes))
+        lines = dict(
+            ClusterName="chaos",
+            SlurmctldHost=f"{host}(127.0.0.1)",
+            SlurmctldPort=control,
+            SlurmUser=user,
+            SlurmdUser=user,
+            AuthType="auth/munge",
+            AuthInfo=f"socket={self.folder}/munge/socket",
+            CredType="cred/munge",
+            StateSaveLocation=f"{self.folder}/state",
+            SlurmdSpoolDir=f"{self.folder}/spool.%n",
+            SlurmctldPidFile=f"{self.folder}/slurmctld.pid",
+            SlurmdPidFile=f"{self.folder}/slurmd.%n.pid",
+            SlurmctldLogFile=f"{self.folder}/log/slurmctld.log",
+            SlurmdLogFile=f"{self.folder}/log/slurmd.%n.log",
+            ProctrackType="proctrack/linuxproc",
+            TaskPlugin="task/none",
+            JobAcctGatherType="jobacct_gather/none",
+            AccountingStorageType="accounting_storage/none",
+            SelectType="select/cons_tres",
+            SelectTypeParameters="CR_CPU",
+            SchedulerParameters="sched_interval=2,bf_interval=2",
+            SlurmdParameters="config_overrides",
+            MpiDefault="none",
+            JobRequeue=1,
+            KillWait=5,
+            ReturnToService=2,
+        )
+        text = "".join(f"{key}={value}\n" for key, value in lines.items())
+        for node, port in zip(self.nodes, ports, strict=True):
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            text += f" CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
+        return text + "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
+
+    def _daemon(self, program, *arguments):
+        with (self.folder / "log" / f"{program}.out").open("a") as out:
+            self.daemons.append(
+                subprocess.Popen(
+                    [self._find(program), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            )
+
+    def _ask(self, command):
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout
+
+    def _until(self, condition, what):
+        end = time.monotonic() + START_SECONDS
+        while not condition():
+            dead = [d.args[0] for d in self.daemons if d.poll() is not None]
+            if dead or time.monotonic() > end:
+                logs = sorted((self.folder / "log").iterdir())
+                text = "".join(f"--- {log.name}\n{log.read_text()[-1500:]}" for log in logs)
+                raise RuntimeError(f"{what}: not there; ended: {dead}\n{text}")
+            time.sleep(0.1)
+
+    def run(self, *command):
+        """A SLURM command; returns its stdout, raises when it fails."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{command}: exit {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def sbatch(self, script, *options, arguments=(), cwd):
+        """Submits from folder `cwd`; returns the job's id."""
+        command = ["sbatch", "--parsable", *options, str(script), *map(str, arguments)]
+        done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{command}: {done.stderr}")
+        return done.stdout.strip()
+
+    def show(self, job):
+        """scontrol's facts about a job: JobState, Restarts, ExitCode ("75:0"), ..."""
+        words = self._ask(["scontrol", "show", "job", job]).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def stop(self):
+        if self.started:
+            self._ask(["scancel", "--quiet", "--full", f"--user={os.getuid()}"])
+            time.sleep(0.5)
+        for daemon in reversed(self.daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in self.daemons:
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self.daemons = []
+        shutil.rmtree(self.folder, ignore_errors=True)
