@@ -97,7 +97,8 @@ std::vector<models::SiteSpec> SitesInLayers(const models::ModelConfig& config,
   }
   std::vector<models::SiteSpec> sites;
   for (const models::SiteSpec& site : models::ListSites(config)) {
-    if (site.id.layer >= first && site.id.layer <= last) sites.push_back(site);
+    const bool is_embed = site.id.role == models::Role::kEmbed;
+    if (is_embed || (site.id.layer >= first && site.id.layer <= last)) sites.push_back(site);
   }
   return sites;
 }
@@ -125,6 +126,8 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     config_ = ValueOrThrow(models::ReadModelConfig(model_folder));
     weights_ = ValueOrThrow(models::OpenFolderWeights(model_folder, {}));
     method_ = MakeMethod(section);
+    ThrowIfError(method_->Open(
+        {config_.model_type, models::ListSites(config_), static_cast<int>(config_.num_layers)}));
     matched_ = ValueOrThrow(method_->MatchSites(SitesInLayers(config_, section)));
     const json peft = json::parse(std::ifstream(folder + "/initial/adapter_config.json"));
     initial_ = ValueOrThrow(method_->FromFolder(
@@ -149,7 +152,8 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     stage.backbone = ValueOrThrow(models::BuildBackbone(config_, range, *weights_, options));
     std::vector<models::SiteSpec> here;
     for (const models::SiteSpec& site : matched_) {
-      if (site.id.layer >= range.first_layer && site.id.layer < range.end_layer()) {
+      const bool in_range = site.id.layer >= range.first_layer && site.id.layer < range.end_layer();
+      if (in_range || (site.id.role == models::Role::kEmbed && range.embed)) {
         here.push_back(site);
       }
     }
@@ -209,11 +213,14 @@ TEST_P(OracleTest, LogitsOfSamples) {
   const auto logits = WithPrefix(numbers_, "logits/");
   ASSERT_FALSE(logits.empty());
   for (const auto& [sample, expected] : logits) {
-    const models::MicroBatch batch = trainer::Collate(*data_, {std::stoll(sample)}, 1, 0);
+    const models::MicroBatch batch =
+        trainer::Collate(*data_, {std::stoll(sample)}, 1, 0, method_->virtual_rows());
     models::SiteContext context;
     const torch::Tensor h = Forward(batch, &context);
-    std::vector<int64_t> rows(static_cast<size_t>(batch.num_rows()));
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+    std::vector<int64_t> rows;
+    for (int64_t row = batch.segments[0].prompt_begin(); row < batch.num_rows(); ++row) {
+      rows.push_back(row);
+    }
     const torch::Tensor ours = stages_.back().backbone->Logits(h, rows);
     ASSERT_EQ(ours.sizes(), expected.sizes());
     EXPECT_LE((ours - expected).abs().max().item<double>(), kLogitsAbsolute) << "sample " << sample;
@@ -222,7 +229,7 @@ TEST_P(OracleTest, LogitsOfSamples) {
 
 TEST_P(OracleTest, LossAndGradientsOfTheFirstStep) {
   const std::vector<int64_t> samples = FirstGlobalBatch();
-  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0);
+  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0, method_->virtual_rows());
   const auto count = static_cast<double>(trainer::CountTrainedTokens(*data_, samples));
   models::SiteContext context;
   const torch::Tensor h = Forward(batch, &context);
