@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/hash.h"
+#include "base/recipe_yaml.h"
 #include "base/status.h"
 #include "base/yaml_tree.h"
 
@@ -16,6 +17,17 @@ namespace {
 // Where a checkpoint's adapter section may differ: by where values came from.
 bool IsSource(const std::string& key) {
   return key == "adapter.init_from" || key == "adapter.setting";
+}
+
+// A setting counts by what it says, not by where it lies: sha256 of the file, or the path as the
+// recipe has it when the file is gone. `value`: canonical YAML.
+std::string ContentOfSetting(const std::string& value) {
+  std::string path;
+  ReadFieldList({{"setting", value}}, "adapter", [&](FieldVisitor& visitor) {
+    visitor.Text({"setting", "path"}, &path);
+  }).IgnoreError();
+  const absl::StatusOr<std::string> digest = Sha256File(path, {.follow_links = true});
+  return digest.ok() ? *digest : value;
 }
 
 bool IsFixed(const std::string& key) {
@@ -98,6 +110,7 @@ std::string AdapterConfigSha256(const Recipe& recipe,
   nlohmann::json section = nlohmann::json::object(), parameters = nlohmann::json::object();
   for (const auto& [key, value] : ResolvedFields(recipe)) {
     if (absl::StartsWith(key, "adapter.") && !IsSource(key)) section[key] = value;
+    if (key == "adapter.setting") section[key] = ContentOfSetting(value);
   }
   for (const auto& [name, shape] : names) parameters[name] = shape;
   return Sha256Hex(nlohmann::json{{"adapter", section}, {"parameters", parameters}}.dump());

@@ -84,12 +84,12 @@ torch::Tensor Roberta::Forward(const Layer& layer, torch::Tensor x, SiteContext&
 absl::Status Roberta::LoadEmbeddings(PartLoader& loader) {
   const int64_t width = config_.hidden_size;
   const std::string prefix = "roberta.embeddings.";
-  GRAFT_RETURN_IF_ERROR(
-      loader.LoadTable(prefix + "word_embeddings", config_.vocab_size, width, &words_));
-  GRAFT_RETURN_IF_ERROR(
-      loader.LoadTable(prefix + "position_embeddings", config_.position_rows, width, &positions_));
+  GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "word_embeddings", config_.vocab_size, width,
+                                         FrozenUse::kProductsAndLookup, &words_));
+  GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "position_embeddings", config_.position_rows,
+                                         width, FrozenUse::kProductsAndLookup, &positions_));
   GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "token_type_embeddings", config_.token_types,
-                                         width, &token_types_));
+                                         width, FrozenUse::kProductsAndLookup, &token_types_));
   return loader.LoadNorm(prefix + "LayerNorm", width, true, config_.norm_eps, &embedding_norm_);
 }
 
