@@ -32,6 +32,10 @@ class MappedFile {
   int slot_ = -1;  // in the list that the SIGBUS handler reads
 };
 
+// The pages of mapped data that were read once and are not needed soon no longer count as this
+// process's memory; touching them again reads them anew.
+void DropPages(const void* data, std::size_t size);
+
 // A mapped file that another process cuts short raises SIGBUS on the next touch: from now on that
 // ends this process with "graft: error: io: <file>: ..." and exit code 74. Called once, first thing
 // in main.

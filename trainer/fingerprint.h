@@ -10,29 +10,30 @@
 #include "comm/communicator.h"
 #include "models/weights/weight_source.h"
 #include "trainer/config.h"
+#include "trainer/frozen_watch.h"
 
 namespace graft::trainer {
 
-// Passes everything on to another source and notes the names that were asked for.
+// Passes everything on to another source and notes what was loaded.
 class RecordingWeights : public models::WeightSource {
  public:
   explicit RecordingWeights(models::WeightSource& source) : source_(source) {}
   bool Has(const std::string& name) const override { return source_.Has(name); }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override;
-  const std::vector<std::string>& names() const { return names_; }
+  const std::vector<WatchedTensor>& loaded() const { return loaded_; }
 
  private:
   models::WeightSource& source_;
-  std::vector<std::string> names_;
+  std::vector<WatchedTensor> loaded_;
 };
 
 // sha256 over the sorted lines `name dtype shape hash64` of all tensors that the stages have loaded
 // from model.path, as stored on disk; of a synthetic model over its shape's name and the seed. The
-// same for every layout. `names`: what this rank has loaded; empty on ranks whose part another rank
-// names. All ranks of `world` must call; all get the same result. Reads the tensors in full.
+// same for every layout. `loaded`: what this rank has loaded; empty on ranks whose part another
+// rank has. All ranks of `world` must call; all get the same result. Reads the tensors in full.
 absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe,
-                                             const std::vector<std::string>& names,
+                                             const std::vector<WatchedTensor>& loaded,
                                              comm::Communicator& world);
 
 }  // namespace graft::trainer

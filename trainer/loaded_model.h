@@ -18,6 +18,7 @@
 #include "sharding/plan.h"
 #include "sharding/stage.h"
 #include "trainer/config.h"
+#include "trainer/frozen_watch.h"
 
 namespace graft::trainer {
 
@@ -75,8 +76,8 @@ class LoadedModel {
   const sharding::Plan& plan() const { return plan_; }
   sharding::Stage& stage() { return *stage_; }
   sharding::Executor& executor() { return *executor_; }
-  // Tensors of the model folder that this rank has loaded.
-  const std::vector<std::string>& loaded_names() const { return loaded_names_; }
+  // Tensors of the model that this rank has loaded, by their names in the folder.
+  const std::vector<WatchedTensor>& loaded_weights() const { return loaded_weights_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
@@ -110,7 +111,7 @@ class LoadedModel {
   models::ModelConfig config_;
   AdapterChoice adapter_;
   sharding::Plan plan_;
-  std::vector<std::string> loaded_names_;
+  std::vector<WatchedTensor> loaded_weights_;
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -46,6 +47,7 @@ TrainRecord Trainer::TrainStep() {
   const comm::ControlVector total =
       comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()));
   stop_requested_ = total.stop_requests > 0;
+  broken_ = total.error_code > 0;
   save_votes_ = {.done = total.saves_done, .failed = total.saves_failed};
 
   // 3. Divide and clip in one pass, then update. A step that is not finite is consumed without an
@@ -104,6 +106,8 @@ comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
     mine.non_finite += std::isfinite(mine.gradient_square_sum) ? 0 : 1;
   }
   mine.stop_requests = StopRequested() ? 1 : 0;
+  frozen_status_ = frozen_->CheckSome(std::exchange(frozen_clock_, Stopwatch()).Seconds());
+  mine.error_code = ExitCodeOf(frozen_status_);
   const sharding::Checkpointer::Vote vote = checkpoints_->CastVote();
   mine.saves_done = vote.done;
   mine.saves_failed = vote.failed;
@@ -130,7 +134,8 @@ absl::Status Trainer::Run() {
     const TrainRecord record = TrainStep();
     const absl::Status status = AfterStep(record, &stop);
     if (status.ok()) continue;
-    // The state that is being saved is from before the trouble.
+    // The state that is being saved is from before the trouble, unless something is broken.
+    if (KindOf(status) == ErrorKind::kBug) return status;
     const absl::Status saved = FinishSave(SaveReason::kMust);
     if (!saved.ok() && IsRankZero()) LOG(WARNING) << "the last save: " << saved.message();
     return status;
@@ -150,6 +155,8 @@ absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
     progress_->Show(record);
     ThrowIfError(metrics_->Write(record));
   }
+  // No save with weights that have changed, neither a new one nor the rest of one under way.
+  if (broken_) return Agree(frozen_status_);
   GRAFT_RETURN_IF_ERROR(AdvanceSave());
   GRAFT_RETURN_IF_ERROR(CountNonFinite(record));
   if (state_.step % kReplicaCheckSteps == 0)
@@ -214,6 +221,7 @@ absl::Status Trainer::EvaluateAndKeepBest() {
 
 absl::Status Trainer::Finish() {
   BeginPhase(comm::Phase::kSave, state_.step);
+  GRAFT_RETURN_IF_ERROR(Agree(frozen_->CheckAll()));
   const std::string final_folder = JoinPath(recipe_.run.output, kAdapterFolder);
   absl::Status status;
   if (state_.best_step > 0) {

@@ -28,6 +28,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/progress.h"
 #include "trainer/run_state.h"
+#include "trainer/stopwatch.h"
 
 namespace graft::trainer {
 
@@ -102,6 +103,10 @@ class Trainer {
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<comm::FlatReducer> reducer_;
+  std::unique_ptr<FrozenWatch> frozen_;
+  absl::Status frozen_status_;  // of this rank's weights, from the last step
+  Stopwatch frozen_clock_;      // since the last look at them
+  bool broken_ = false;         // on any rank, as reduced
   LrSchedule schedule_;
   RunState state_;
   int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder

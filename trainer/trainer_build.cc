@@ -119,6 +119,7 @@ absl::Status Trainer::LoadModel() {
                                                     .eps = optim.eps,
                                                     .weight_decay = optim.weight_decay});
   reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
+  frozen_ = std::make_unique<FrozenWatch>(model_->loaded_weights());
   return absl::OkStatus();
 }
 

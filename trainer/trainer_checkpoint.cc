@@ -46,7 +46,8 @@ absl::StatusOr<sharding::Manifest> Trainer::DescribeRun() {
   const bool names_count = model_->data_rank() == 0;  // the other replicas load the same
   GRAFT_ASSIGN_OR_RETURN(
       manifest.base.fingerprint,
-      ModelFingerprint(recipe_, names_count ? model_->loaded_names() : std::vector<std::string>(),
+      ModelFingerprint(recipe_,
+                       names_count ? model_->loaded_weights() : std::vector<WatchedTensor>(),
                        world_.all()));
   manifest.adapter.method = model_->method().name();
   std::vector<std::pair<std::string, std::string>> shapes;

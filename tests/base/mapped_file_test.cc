@@ -24,6 +24,17 @@ TEST(MappedFile, ShowsTheBytes) {
   EXPECT_THAT(MappedFile::Open(folder.path()), FailsWith(ErrorKind::kInput, "is a folder"));
 }
 
+TEST(MappedFileTest, DroppedPagesReadAgainAsTheFileIs) {
+  const TempFolder folder;
+  const auto file = MappedFile::Open(folder.Write("weights.bin", std::string(200'000, 'x')));
+  ASSERT_THAT(file, IsOk());
+  DropPages((*file)->data() + 100, (*file)->size() - 100);
+  DropPages((*file)->data(), 10);  // less than a page: nothing
+  for (const size_t at : {size_t{0}, size_t{100'000}, size_t{199'999}}) {
+    EXPECT_EQ((*file)->data()[at], 'x');
+  }
+}
+
 void TouchATruncatedMapping(const std::string& path) {
   InstallBusErrorHandler();
   const auto file = MappedFile::Open(path);
