@@ -2,6 +2,8 @@
 // vector over all ranks.
 #pragma once
 
+#include <vector>
+
 #include "comm/communicator.h"
 
 namespace graft::comm {
@@ -44,7 +46,9 @@ struct ControlVector {
   double communication_seconds = 0;
 };
 
-// All ranks of `world` must call. Throws kind peer.
-ControlVector ReduceControl(Communicator& world, const ControlVector& mine);
+// All ranks of `world` must call. `compute_seconds` (may be null) gets each rank's own, in rank
+// order. Throws kind peer.
+ControlVector ReduceControl(Communicator& world, const ControlVector& mine,
+                            std::vector<double>* compute_seconds = nullptr);
 
 }  // namespace graft::comm

@@ -13,6 +13,7 @@
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
 #include "trainer/fingerprint.h"
+#include "trainer/plan_check.h"
 #include "trainer/threads.h"
 
 namespace graft::trainer {
@@ -139,9 +140,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
                                         .pipeline = static_cast<int>(recipe.parallel.pipeline)}));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe, work)));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
-  const int other = comm::FirstDifferingRank(all, model->plan_.Hash());
-  if (other >= 0)
-    return BugError(absl::StrCat("plan: rank ", other, " has another stage split than rank 0"));
+  GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe)));
   if (!recipe.adapter.init_from.empty())
     GRAFT_RETURN_IF_ERROR(model->InitFrom(recipe.adapter.init_from));

@@ -44,8 +44,9 @@ TrainRecord Trainer::TrainStep() {
   // ranks, which every decision below is taken from.
   const Stopwatch reduce_clock;
   reducer_->Reduce(sharding::BufferOf(adapters.gradients()));
-  const comm::ControlVector total =
-      comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()));
+  std::vector<double> compute_seconds;
+  const comm::ControlVector total = comm::ReduceControl(
+      world_.all(), MeasureStep(result, reduce_clock.Seconds()), &compute_seconds);
   stop_requested_ = total.stop_requests > 0;
   broken_ = total.error_code > 0;
   save_votes_ = {.done = total.saves_done, .failed = total.saves_failed};
@@ -57,6 +58,7 @@ TrainRecord Trainer::TrainStep() {
   record.grad_norm = std::sqrt(total.gradient_square_sum) / tokens;
   record.skipped = total.non_finite > 0;
   if (!record.skipped) {
+    WatchGradients(record.lr);
     const double clip = ClipCoefficient(record.grad_norm, recipe_.optim.clip_norm);
     adapters.gradients().mul_(clip / tokens);
     optimizer_->Step(adapters.values(), adapters.gradients(), record.lr);
@@ -73,6 +75,7 @@ TrainRecord Trainer::TrainStep() {
   record.tokens_per_second = total.tokens / record.step_seconds;
   record.bubble_fraction =
       std::max(0.0, 1.0 - total.compute_seconds / (world_.size() * record.step_seconds));
+  WatchHealth(record, std::move(compute_seconds));
   return record;
 }
 

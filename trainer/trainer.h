@@ -22,6 +22,7 @@
 #include "trainer/data/batch_plan.h"
 #include "trainer/data/dataset.h"
 #include "trainer/evaluator.h"
+#include "trainer/health.h"
 #include "trainer/loaded_model.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
@@ -61,6 +62,8 @@ class Trainer {
   absl::Status OpenDataSets();
   absl::Status PlanBatches();
   absl::Status LoadModel();
+  // All ranks have worked out the same operations in the same order.
+  absl::Status CheckStepPlan();
   absl::Status OpenCheckpoints();
   absl::Status Restore();
   absl::Status OpenMetrics();
@@ -87,6 +90,9 @@ class Trainer {
   absl::StatusOr<sharding::Manifest> DescribeRun();
   void DescribePosition(sharding::Manifest* manifest);
   absl::Status Finish();
+  // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).
+  void WatchGradients(double lr);
+  void WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds);
   // Tells the watchdog what this rank does and the flight recorder the step.
   void BeginPhase(comm::Phase phase, int64_t step);
   absl::Status Agree(const absl::Status& mine) const;
@@ -107,6 +113,9 @@ class Trainer {
   absl::Status frozen_status_;  // of this rank's weights, from the last step
   Stopwatch frozen_clock_;      // since the last look at them
   bool broken_ = false;         // on any rank, as reduced
+  std::unique_ptr<GradientWatch> gradient_watch_;
+  LossSpikeWatch loss_watch_;
+  StragglerWatch straggler_watch_;
   LrSchedule schedule_;
   RunState state_;
   int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder

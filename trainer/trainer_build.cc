@@ -11,8 +11,10 @@
 #include "base/version.h"
 #include "comm/agree.h"
 #include "sharding/buffer.h"
+#include "sharding/step_plan.h"
 #include "trainer/fingerprint.h"
 #include "trainer/open_data.h"
+#include "trainer/plan_check.h"
 #include "trainer/summary.h"
 #include "trainer/task_metrics.h"
 #include "trainer/trainer.h"
@@ -120,7 +122,23 @@ absl::Status Trainer::LoadModel() {
                                                     .weight_decay = optim.weight_decay});
   reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
   frozen_ = std::make_unique<FrozenWatch>(model_->loaded_weights());
-  return absl::OkStatus();
+  gradient_watch_ = std::make_unique<GradientWatch>(model_->adapters().parameters().size());
+  return CheckStepPlan();
+}
+
+absl::Status Trainer::CheckStepPlan() {
+  GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
+                         sharding::ParseSchedule(recipe_.parallel.schedule));
+  const auto step = sharding::CompileStep(
+      model_->plan(), {.schedule = schedule,
+                       .data_ranks = static_cast<int>(recipe_.parallel.data),
+                       .micro_batches = static_cast<int>(batches_->micro_batches_per_step())});
+  GRAFT_RETURN_IF_ERROR(Agree(step.status()));
+  const std::string numbers =
+      absl::StrCat("steps ", total_steps(), ", global batch ", recipe_.optim.global_batch,
+                   ", samples ", train_data_->size(), ", checkpoint.every ",
+                   recipe_.checkpoint.every, ", eval.every ", recipe_.eval.every, "\n");
+  return CheckSameOnAllRanks(world_.all(), "the plan of a step", numbers + *step);
 }
 
 LayoutRecord Trainer::Layout() const {

@@ -51,8 +51,9 @@ mpirun_flags() {
     printf '%s\n' --mca btl_tcp_if_include "$GRAFT_INTERFACE" --mca oob_tcp_if_include "$GRAFT_INTERFACE"
     printf '%s\n' -x "NCCL_SOCKET_IFNAME=$GRAFT_INTERFACE"
   fi
-  # A node that is gone is noticed in ten seconds; Open MPI's own setting is eight minutes.
-  printf '%s\n' --mca oob_tcp_keepalive_time 5 --mca oob_tcp_keepalive_intvl 2 --mca oob_tcp_keepalive_probes 3
+  # A node that is gone is noticed in half a minute, and a shorter gap in the network survived; Open MPI's own setting is eight
+  # minutes.
+  printf '%s\n' --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 4
   read -r -a more <<<"${GRAFT_MPIRUN_FLAGS:-}"
   [ "${#more[@]}" -eq 0 ] || printf '%s\n' "${more[@]}"
 }

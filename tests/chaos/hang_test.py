@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import pytest
+import yaml
 from graft_program import Golden, recipe
 from job import BINARY_DIR, graft_job, mpirun, steps_done, until
 
@@ -83,3 +84,23 @@ def test_an_error_of_one_rank_leaves_the_dumps_of_all(tmp_path):
     report = inspect(tmp_path)
     assert "3 of 3 left a dump" in report, report
     assert "rank 1 has begun" in report, report
+
+
+def test_ranks_that_mean_different_runs_stop_before_the_first_step(tmp_path):
+    """Two nodes with different copies of a recipe: found before anything is trained."""
+    files = []
+    for steps in (10, 11):
+        keys = recipe(
+            Golden("gqa_lora"),
+            tmp_path / "run",
+            optim=dict(steps=steps),
+            parallel=dict(device="cpu", data=2),
+        )
+        files.append(tmp_path / f"{steps}.yaml")
+        files[-1].write_text(yaml.safe_dump(keys))
+    graft = [BINARY_DIR / "graft", "train", "--config"]
+    job = mpirun(1, [*graft, files[0], ":", "-np", "1", *graft, files[1]], tmp_path / "job")
+    code, _ = job.wait(60)
+    assert code == 70, job.err
+    assert "rank 1: the plan of a step differs from rank 0's: line 1: `steps 11," in job.last_line
+    assert steps_done(tmp_path / "run") == 0

@@ -1,0 +1,59 @@
+// The trainer's look at its own health: warnings, and one error (reliability.md 4.4).
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/logging.h"
+#include "base/status.h"
+#include "comm/launcher.h"
+#include "trainer/trainer.h"
+
+namespace graft::trainer {
+
+void Trainer::WatchGradients(double lr) {
+  // With a learning rate of 0 nothing moves, so what starts behind a zero still gets no gradient.
+  if (lr <= 0 || !gradient_watch_->watching()) return;
+  const adapters::AdapterSet& adapters = model_->adapters();
+  std::vector<bool> has_gradient;
+  for (size_t i = 0; i < adapters.parameters().size(); ++i) {
+    const int64_t size = adapters.parameters()[i].value.numel();
+    has_gradient.push_back(
+        adapters.gradients().narrow(0, adapters.offset(i), size).any().item<bool>());
+  }
+  gradient_watch_->Add(has_gradient);
+  if (gradient_watch_->watching()) return;
+  const std::vector<size_t> dead = gradient_watch_->Dead();
+  if (dead.empty()) return;
+  const std::string& first = adapters.parameters()[dead[0]].name;
+  GRAFT_CHECK(dead.size() < adapters.parameters().size(),
+              absl::StrCat("stage ", model_->stage_index(), ": none of its ", dead.size(),
+                           " trained tensors got a gradient in ", GradientWatch::kUpdates,
+                           " updates, first ", first));
+  if (model_->data_rank() > 0) return;
+  LOG(WARNING) << dead.size() << " of " << adapters.parameters().size()
+               << " trained tensors of stage " << model_->stage_index()
+               << " got no gradient in the first " << GradientWatch::kUpdates
+               << " updates and will not learn: first " << first;
+}
+
+void Trainer::WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds) {
+  const auto sigmas = loss_watch_.Add(record.loss);
+  if (sigmas.has_value() && IsRankZero())
+    LOG(WARNING) << absl::StrFormat(
+        "step %d: loss %g is %.1f standard deviations above the running mean", record.step,
+        record.loss, *sigmas);
+  // Stages are cut by cost as far as layers allow; what the plan knows of is nobody's fault.
+  for (int rank = 0; rank < world_.size(); ++rank) {
+    const double cost = model_->plan().StageCost(model_->grid().PipelineRank(rank));
+    compute_seconds[static_cast<size_t>(rank)] /= std::max(cost, 1e-9);
+  }
+  for (const int rank : straggler_watch_.Add(compute_seconds)) {
+    if (rank != world_.rank()) continue;
+    LOG(WARNING) << "this rank on " << comm::HostName() << " has computed more than "
+                 << StragglerWatch::kFactor << " times as long as the median of all ranks for "
+                 << StragglerWatch::kSteps
+                 << " steps: a slower, hotter or shared processor? All others wait for it";
+  }
+}
+
+}  // namespace graft::trainer
