@@ -2,6 +2,7 @@
 // pipeline stage. To add one: copy adapters/red.*, add one line to adapters/registry.cc and one to CMakeLists.txt (docs/adding-an-adapter.md).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -47,6 +48,9 @@ struct AttachOptions {
   torch::Device device = torch::kCPU;            // where the stage's activations live
   // The task head of the model folder by HF name, float32; empty where it has none (task_head.h).
   std::vector<std::pair<std::string, torch::Tensor>> stored_head;
+  // Where the stage has the embedding: rows of the frozen word embedding, (ids, D) in the model's dtype.
+  int64_t vocab_size = 0;
+  std::function<torch::Tensor(const std::vector<int64_t>& ids)> word_embeddings;
 };
 
 // What the adapter folder says beside the tensors.
@@ -55,12 +59,28 @@ struct PeftContext {
   std::string task_type;  // "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
 };
 
+// What a method may check its own files against.
+struct ModelFacts {
+  std::string model_type;
+  std::vector<models::SiteSpec> sites;  // of the whole model
+  int num_layers = 0;
+};
+
 class Method {
  public:
   virtual ~Method() = default;
   virtual const char* name() const = 0;
   // The method's own keys under `adapter:`, with this method's defaults (common keys are not the method's).
   virtual void VisitFields(FieldVisitor& visitor) = 0;
+  // Reads the files that the method's keys name and checks them against the model; called once, before MatchSites. Kind input.
+  virtual absl::Status Open(const ModelFacts& /*model*/) { return absl::OkStatus(); }
+  // True when such a file says which layers are adapted: adapter.layers then does not apply.
+  virtual bool chooses_layers() const { return false; }
+  // Rows that the method puts in front of each sample's text (soft prompts): the data is laid out with them (models/micro_batch.h)
+  // and its hook at `embed` fills them. Packing is refused.
+  virtual int64_t virtual_rows() const { return 0; }
+  // True when it makes something of the prompt's rows: then a data set must have prompts.
+  virtual bool reads_prompt() const { return false; }
   // Sites of `model_sites` (the whole model's) that the method acts on, after `layers` has been applied to model_sites. Error kind recipe when a pattern
   // matches nothing, names an absent role (lists the model's roles) or a number does not fit (rank > min(in, out)). Pure; no tensors.
   virtual absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(const std::vector<models::SiteSpec>& model_sites) const = 0;

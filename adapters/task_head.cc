@@ -76,6 +76,11 @@ class HeadedMethod : public Method {
   const char* name() const override { return inner_->name(); }
   void VisitFields(FieldVisitor& visitor) override { inner_->VisitFields(visitor); }
 
+  absl::Status Open(const ModelFacts& model) override { return inner_->Open(model); }
+  bool chooses_layers() const override { return inner_->chooses_layers(); }
+  int64_t virtual_rows() const override { return inner_->virtual_rows(); }
+  bool reads_prompt() const override { return inner_->reads_prompt(); }
+
   absl::StatusOr<std::vector<SiteSpec>> MatchSites(
       const std::vector<SiteSpec>& model_sites) const override {
     GRAFT_ASSIGN_OR_RETURN(std::vector<SiteSpec> matched, inner_->MatchSites(model_sites));

@@ -19,7 +19,7 @@ absl::Status EvalCommand(CommandContext& context) {
   GRAFT_ASSIGN_OR_RETURN(
       const auto model,
       trainer::LoadedModel::Load(recipe, context.world, trainer::WorkShapeOf(*data, 0)));
-  GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, model->config(), "data.eval"));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, *model, "data.eval"));
   const int64_t num_samples = trainer::LimitedSize(*data, recipe.data.max_samples);
   const trainer::EvalResult result =
       trainer::Evaluate(*model, *data, num_samples, recipe.optim.micro_batch);

@@ -55,7 +55,7 @@ absl::Status GenerateCommand(CommandContext& context) {
   GRAFT_ASSIGN_OR_RETURN(
       const auto model,
       trainer::LoadedModel::Load(recipe, context.world, trainer::WorkShapeOf(*data, 0)));
-  GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, model->config(), "data.eval"));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, *model, "data.eval"));
   const trainer::SamplingOptions sampling = {.temperature = recipe.generate.temperature,
                                              .top_p = recipe.generate.top_p,
                                              .seed = static_cast<uint64_t>(recipe.run.seed)};

@@ -38,7 +38,36 @@ const Family& KnownFamily(const ModelConfig& config) {
   return *family;
 }
 
+class KeepHidden : public SiteHook {
+ public:
+  torch::Tensor EditOutput(const SiteInput& /*x*/, torch::Tensor y,
+                           SiteContext& /*context*/) override {
+    kept = y.clone();
+    return y;
+  }
+  torch::Tensor kept;
+};
+
 }  // namespace
+
+torch::Tensor Backbone::WordEmbeddings(const std::vector<int64_t>& ids) {
+  const auto keep = std::make_shared<KeepHidden>();
+  auto table = std::make_shared<SiteTable>();
+  for (const SiteSpec& site : ListSites(config_)) {
+    if (site.id.role == Role::kEmbed) table->Add(site.id, keep);
+  }
+  MicroBatch batch;
+  batch.segments.push_back({.length = static_cast<int64_t>(ids.size())});
+  batch.tokens = ids;
+  for (size_t i = 0; i < ids.size(); ++i) batch.positions.push_back(static_cast<int64_t>(i));
+  SiteContext context;
+  context.batch = &batch;
+  torch::NoGradGuard no_grad;
+  std::swap(sites_, table);
+  Embed(context);
+  std::swap(sites_, table);
+  return keep->kept;
+}
 
 absl::StatusOr<std::unique_ptr<Backbone>> BuildBackbone(const ModelConfig& config, LayerRange range,
                                                         WeightSource& weights,

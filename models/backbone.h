@@ -45,7 +45,8 @@ class Backbone {
   virtual int64_t frozen_parameters() const = 0;  // of this part; a tied head on another stage than the embedding counts there too
   virtual int64_t frozen_bytes() const = 0;
 
-  // batch.tokens -> (N, D). Only when range().embed.
+  // batch.tokens -> (N, D). The `embed` site edits the word embeddings of all rows, before position embeddings are added. Only when
+  // range().embed.
   virtual torch::Tensor Embed(SiteContext& context) = 0;
   // (N, D) -> (N, D) through the layers of the range. Builds autograd state only where a trained parameter or an input that
   // requires grad lies below. `cache` null: training, evaluation. Else attention also reads and extends the cache.
@@ -62,6 +63,9 @@ class Backbone {
   virtual torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) = 0;
 
   virtual std::unique_ptr<KvCache> NewKvCache() const = 0;
+
+  // Rows of the word embedding, as the `embed` site sees them: (ids, D). Only when range().embed.
+  torch::Tensor WordEmbeddings(const std::vector<int64_t>& ids);
 
  protected:
   Backbone(ModelConfig config, LayerRange range) : config_(std::move(config)), range_(range) {}

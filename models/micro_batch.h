@@ -16,7 +16,9 @@ struct Segment {
   int64_t sample_id = 0;      // stable id from the data set; drives dropout masks
   int64_t begin = 0;          // first row of the segment in the (N, D) hidden state
   int64_t length = 0;         // rows of the segment
-  int64_t prompt_length = 0;  // leading rows that are the prompt (PARA, LoPA, IDPG read only these)
+  int64_t prompt_length = 0;  // leading rows of the text that are the prompt (PARA, LoPA, IDPG read only these)
+  int64_t virtual_rows = 0;   // rows in front of the text that a soft prompt fills (id 0 in `tokens`); counted in length
+  int64_t prompt_begin() const { return begin + virtual_rows; }
 };
 
 struct MicroBatch {

@@ -2,6 +2,19 @@
 
 namespace graft::models {
 
+void SequenceStates::Put(const void* owner, int64_t sequence, torch::Tensor state) {
+  states_[sequence][owner] = std::move(state);
+}
+
+torch::Tensor SequenceStates::Get(const void* owner, int64_t sequence) const {
+  const auto of_sequence = states_.find(sequence);
+  if (of_sequence == states_.end()) return torch::Tensor();
+  const auto found = of_sequence->second.find(owner);
+  return found == of_sequence->second.end() ? torch::Tensor() : found->second;
+}
+
+void SequenceStates::Drop(int64_t sequence) { states_.erase(sequence); }
+
 void SiteTable::Add(SiteId site, std::shared_ptr<SiteHook> hook) {
   hooks_[site].push_back(std::move(hook));
 }

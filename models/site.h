@@ -33,11 +33,26 @@ struct SiteInput {
   std::shared_ptr<Rebuilder> rebuilder;  // null: `value` itself may be saved (it is kept anyway)
 };
 
+// Generation: what a method computes once for a running sequence and keeps beside its keys and values (PARA's vectors). Lives as
+// long as the caches; a sequence is named by Segment::sample_id, as there.
+class SequenceStates {
+ public:
+  void Put(const void* owner, int64_t sequence, torch::Tensor state);
+  // Undefined when there is none.
+  torch::Tensor Get(const void* owner, int64_t sequence) const;
+  void Drop(int64_t sequence);
+
+ private:
+  std::map<int64_t, std::map<const void*, torch::Tensor>> states_;
+};
+
 // Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
 struct SiteContext {
   const MicroBatch* batch = nullptr;
   bool training = false;   // dropout on
   int layer = 0;           // set by the layer before it calls its table
+  // Generation only, else null. A segment with a prompt_length begins its sequence here; one without goes on with it.
+  SequenceStates* sequences = nullptr;
   // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
   std::map<std::pair<const void*, int>, torch::Tensor> scratch;
 };

@@ -66,12 +66,19 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Assemble(
   for (const models::SiteSpec& site : matched) {
     if (ChunkOf(plan, stage, site.id) >= 0) mine.push_back(site);
   }
-  GRAFT_ASSIGN_OR_RETURN(
-      result->adapters_,
-      adapters::AdapterSet::Attach(method, mine, attach_options,
-                                   [&](models::SiteId site) -> models::SiteTable& {
-                                     return result->backbone(ChunkOf(plan, stage, site)).sites();
-                                   }));
+  adapters::AttachOptions options = attach_options;
+  for (const auto& backbone : result->backbones_) {
+    if (!backbone->range().embed) continue;
+    options.vocab_size = backbone->config().vocab_size;
+    options.word_embeddings = [&backbone](const std::vector<int64_t>& ids) {
+      return backbone->WordEmbeddings(ids);
+    };
+  }
+  GRAFT_ASSIGN_OR_RETURN(result->adapters_,
+                         adapters::AdapterSet::Attach(
+                             method, mine, options, [&](models::SiteId site) -> models::SiteTable& {
+                               return result->backbone(ChunkOf(plan, stage, site)).sites();
+                             }));
   return result;
 }
 

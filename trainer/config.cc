@@ -4,6 +4,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -56,6 +57,29 @@ bool ParseRange(const std::string& text, int64_t* first, int64_t* last) {
   return *first >= 0 && *first <= *last && *last < kMaxLayers;
 }
 
+// One warning for all keys that the method has no use for.
+void WarnOfUnusedKeys(const YamlNode& section, YamlReader& reader, Recipe* recipe) {
+  const bool has_setting = reader.HasAsked("setting");
+  std::vector<std::string> unused;
+  std::string where;
+  for (const char* key : kSharedKeys) {
+    if (reader.HasAsked(key)) continue;
+    const std::string found = reader.Accept(key);
+    if (found.empty()) continue;
+    if (unused.empty()) where = found;
+    unused.push_back(absl::StrCat("adapter.", key));
+  }
+  // A setting says the layers, too.
+  if (const YamlNode* layers = section.Find("layers"); layers && has_setting) {
+    if (unused.empty()) where = layers->origin;
+    unused.push_back("adapter.layers");
+  }
+  if (unused.empty()) return;
+  recipe->warnings.push_back(absl::StrCat(where, ": ", absl::StrJoin(unused, ", "), ": method ",
+                                          recipe->adapter.method, " does not use ",
+                                          unused.size() == 1 ? "it" : "them"));
+}
+
 // The adapter section: the common keys, then the method's own.
 absl::Status ReadAdapter(const YamlNode* node, const MethodKeys& methods, Recipe* recipe) {
   if (node == nullptr) return absl::OkStatus();
@@ -75,13 +99,7 @@ absl::Status ReadAdapter(const YamlNode* node, const MethodKeys& methods, Recipe
     return Annotate(visit.status(), absl::StrCat(method_node->origin, ": adapter.method"));
   }
   (*visit)(reader);
-  for (const char* key : kSharedKeys) {
-    if (reader.HasAsked(key)) continue;
-    const std::string where = reader.Accept(key);
-    if (where.empty()) continue;
-    recipe->warnings.push_back(absl::StrCat(where, ": adapter.", key, ": method ",
-                                            recipe->adapter.method, " does not use it"));
-  }
+  WarnOfUnusedKeys(*node, reader, recipe);
   recipe->method_fields = ListFields(*visit);
   return reader.Finish();
 }

@@ -26,14 +26,17 @@ models::MicroBatch DecodingQueue::Next() {
     models::Segment segment;
     segment.sample_id = number;
     segment.begin = batch.num_rows();
-    segment.length = begins ? prompt_length : 1;
+    segment.virtual_rows = begins ? options_.virtual_rows : 0;
+    segment.length = segment.virtual_rows + (begins ? prompt_length : 1);
     segment.prompt_length = begins ? prompt_length : 0;
     batch.segments.push_back(segment);
     const std::vector<int64_t> last = {begins ? 0 : sequence.tokens.back()};
     const std::vector<int64_t>& ids = begins ? sequence.prompt : last;
+    batch.tokens.insert(batch.tokens.end(), static_cast<size_t>(segment.virtual_rows), 0);
     batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end());
-    const int64_t position =
-        begins ? 0 : prompt_length + static_cast<int64_t>(sequence.tokens.size()) - 1;
+    const int64_t position = begins ? 0
+                                    : options_.virtual_rows + prompt_length +
+                                          static_cast<int64_t>(sequence.tokens.size()) - 1;
     batch.positions.resize(batch.tokens.size());
     std::iota(batch.positions.begin() + segment.begin, batch.positions.end(), position);
     rows_.push_back(segment.begin + segment.length - 1);
@@ -55,7 +58,8 @@ std::vector<int64_t> DecodingQueue::Accept(const std::vector<int64_t>& tokens) {
 bool DecodingQueue::Ended(const Continuation& sequence) const {
   const auto made = static_cast<int64_t>(sequence.tokens.size());
   if (made >= options_.max_new_tokens) return true;
-  if (static_cast<int64_t>(sequence.prompt.size()) + made >= options_.max_positions) return true;
+  const auto prompt = options_.virtual_rows + static_cast<int64_t>(sequence.prompt.size());
+  if (prompt + made >= options_.max_positions) return true;
   return std::find(options_.end_tokens.begin(), options_.end_tokens.end(),
                    sequence.tokens.back()) != options_.end_tokens.end();
 }

@@ -28,7 +28,8 @@ class DecodingQueue {
  public:
   struct Options {
     int64_t max_new_tokens = 128;
-    int64_t max_positions = 0;        // prompt and answer together
+    int64_t max_positions = 0;        // soft prompt, prompt and answer together
+    int64_t virtual_rows = 0;         // of a soft prompt in front of each prompt
     std::vector<int64_t> end_tokens;  // any of them ends a sequence
     int64_t width = 16;
   };

@@ -30,7 +30,8 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
   for (size_t begin = 0; begin < share.size(); begin += kMicroBatchesPerRun) {
     std::vector<models::MicroBatch> batches;
     for (size_t i = begin; i < std::min(share.size(), begin + kMicroBatchesPerRun); ++i) {
-      batches.push_back(Collate(data, share[i], /*step=*/0, static_cast<int64_t>(i)));
+      batches.push_back(Collate(data, share[i], /*step=*/0, static_cast<int64_t>(i),
+                                model.method().virtual_rows()));
       mine.samples += static_cast<double>(share[i].size());
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));

@@ -40,6 +40,7 @@ class PipelinedForward {
       if (part.stage != pipeline_.rank()) continue;
       models::SiteContext context;
       context.batch = &batch;
+      context.sequences = &states_;
       models::Backbone& backbone = model_.stage().backbone(part.chunk);
       h = part.embed ? backbone.Embed(context) : TakeHidden(plan, i, batch.num_rows(), h);
       h = backbone.Layers(h, context, caches_[static_cast<size_t>(part.chunk)].get());
@@ -55,6 +56,7 @@ class PipelinedForward {
     for (const auto& cache : caches_) {
       for (const int64_t sequence : sequences) cache->Drop(sequence);
     }
+    for (const int64_t sequence : sequences) states_.Drop(sequence);
   }
 
  private:
@@ -78,6 +80,7 @@ class PipelinedForward {
   LoadedModel& model_;
   comm::Communicator& pipeline_;
   std::vector<std::unique_ptr<models::KvCache>> caches_;  // by chunk
+  models::SequenceStates states_;
 };
 
 absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
@@ -139,6 +142,7 @@ absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dat
   const models::ModelConfig& config = model.config();
   DecodingQueue queue(*std::move(prompts), {.max_new_tokens = max_new_tokens,
                                             .max_positions = config.longest_sequence(),
+                                            .virtual_rows = model.method().virtual_rows(),
                                             .end_tokens = config.eos_token_ids,
                                             .width = kWidth});
   at::NoGradGuard no_grad;

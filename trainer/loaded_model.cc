@@ -85,13 +85,20 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
   adapters::Method& method = *choice.method;
   GRAFT_RETURN_IF_ERROR(
       ApplyMethodFields(recipe, [&method](FieldVisitor& visitor) { method.VisitFields(visitor); }));
+  if (recipe.data.packing && method.virtual_rows() > 0) {
+    return RecipeError(absl::StrCat("data.packing: found true, method ", name,
+                                    " puts rows in front of each sample; allowed: false"));
+  }
   const int num_layers = static_cast<int>(config.num_layers);
-  GRAFT_ASSIGN_OR_RETURN(const std::vector<int> layers, AdapterLayers(recipe, num_layers));
   std::vector<models::SiteSpec> sites = models::ListSites(config);
-  std::erase_if(sites, [&](const models::SiteSpec& site) {
-    return site.id.layer < num_layers &&
-           !std::binary_search(layers.begin(), layers.end(), site.id.layer);
-  });
+  GRAFT_RETURN_IF_ERROR(method.Open({config.model_type, sites, num_layers}));
+  if (!method.chooses_layers()) {
+    GRAFT_ASSIGN_OR_RETURN(const std::vector<int> layers, AdapterLayers(recipe, num_layers));
+    std::erase_if(sites, [&](const models::SiteSpec& site) {
+      return site.id.layer < num_layers &&
+             !std::binary_search(layers.begin(), layers.end(), site.id.layer);
+    });
+  }
   if (outputs > 0) {
     choice.method =
         adapters::WithTaskHead(std::move(choice.method), TaskHeadSpecOf(recipe, config, outputs));
@@ -107,7 +114,7 @@ absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
   options.stages = static_cast<int>(recipe.parallel.pipeline);
   options.chunks = static_cast<int>(recipe.parallel.parts_per_stage());
   options.split = recipe.parallel.split_sizes();
-  options.sequence_length = work.sequence_length;
+  options.sequence_length = work.sequence_length + adapter.method->virtual_rows();
   options.head_share = work.head_share;
   options.recompute = recipe.model.recompute == "layer";
   return sharding::MakePlan(config,

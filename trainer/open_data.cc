@@ -36,9 +36,37 @@ absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
   return data;
 }
 
-absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& config,
-                            const std::string& key) {
-  return Annotate(data.CheckFitsModel(config.vocab_size, config.longest_sequence()), key);
+absl::Status CheckFitsModel(const Dataset& data, const LoadedModel& model, const std::string& key) {
+  const models::ModelConfig& config = model.config();
+  GRAFT_RETURN_IF_ERROR(
+      Annotate(data.CheckFitsModel(config.vocab_size, config.longest_sequence()), key));
+  const int64_t virtual_rows = model.method().virtual_rows();
+  bool any_prompt = !model.method().reads_prompt();
+  for (int64_t i = 0; i < data.size() && (virtual_rows > 0 || !any_prompt); ++i) {
+    any_prompt = any_prompt || data.at(i).prompt_length > 0;
+    if (virtual_rows + data.length(i) <= config.longest_sequence()) continue;
+    return InputError(absl::StrCat(
+        key, ": ", data.folder(), ": sample ", data.at(i).sample_id, " has ", data.length(i),
+        " tokens; behind the ", virtual_rows, " rows of method ", model.method().name(),
+        " the model has positions for ", config.longest_sequence() - virtual_rows));
+  }
+  if (any_prompt) return absl::OkStatus();
+  return InputError(absl::StrCat(key, ": ", data.folder(),
+                                 ": prompt_lengths: found 0 for every sample, the first is sample ",
+                                 data.at(0).sample_id, "; adapter.method ", model.method().name(),
+                                 " reads the prompt and needs at least 1 token of it"));
+}
+
+int64_t CountPromptTargets(const Dataset& data) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < data.size(); ++i) {
+    const Sample sample = data.at(i);
+    const auto mask = sample.loss_mask.first(std::min<std::size_t>(
+        static_cast<std::size_t>(sample.prompt_length), sample.loss_mask.size()));
+    if (mask.size() > 1)
+      count += std::count_if(mask.begin() + 1, mask.end(), [](uint8_t m) { return m != 0; });
+  }
+  return count;
 }
 
 absl::Status CheckOutputs(const Dataset& data, const LoadedModel& model, const std::string& key) {

@@ -22,9 +22,14 @@ absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
                                                         const std::string& key,
                                                         comm::Communicator& all);
 
-// Token ids and lengths against the model. Rank-local and the same on every rank.
-absl::Status CheckFitsModel(const Dataset& data, const models::ModelConfig& config,
-                            const std::string& key);
+// Token ids and lengths against the model, and prompts against its method: the rows of a soft
+// prompt and a sample's text fit into the model's positions, and a method that reads prompts finds
+// some. Kind input; names the sample. Rank-local and the same on every rank.
+absl::Status CheckFitsModel(const Dataset& data, const LoadedModel& model, const std::string& key);
+
+// Trained targets inside the prompt: a method that reads the whole prompt shows them their own
+// future (methods.md 6).
+int64_t CountPromptTargets(const Dataset& data);
 
 // The data set's classes against the outputs of the model's head. As above.
 absl::Status CheckOutputs(const Dataset& data, const LoadedModel& model, const std::string& key);

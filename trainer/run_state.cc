@@ -8,6 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/hash.h"
+#include "base/recipe_yaml.h"
 #include "base/status.h"
 #include "base/text.h"
 
@@ -59,6 +61,17 @@ class Texts {
   const std::string origin_;
   absl::Status status_;
 };
+
+// A setting counts by what it says, not by where it lies: sha256 of the file, or the path as the
+// recipe has it when the file is gone. `value`: canonical YAML.
+std::string ContentOfSetting(const std::string& value) {
+  std::string path;
+  ReadFieldList({{"setting", value}}, "adapter", [&](FieldVisitor& visitor) {
+    visitor.Text({"setting", "path"}, &path);
+  }).IgnoreError();
+  const absl::StatusOr<std::string> digest = Sha256File(path, {.follow_links = true});
+  return digest.ok() ? *digest : value;
+}
 
 }  // namespace
 
@@ -129,7 +142,9 @@ TextMap FixedTexts(const Recipe& recipe, const RunInputs& inputs) {
   if (recipe.optim.schedule != "constant")
     fixed["optim.total_steps"] = absl::StrCat(inputs.total_steps);
   for (const auto& [key, value] : ResolvedFields(recipe)) {
-    const bool adapter = absl::StartsWith(key, "adapter.") && key != "adapter.init_from";
+    if (key == "adapter.setting") fixed[key] = ContentOfSetting(value);
+    const bool adapter =
+        absl::StartsWith(key, "adapter.") && key != "adapter.init_from" && key != "adapter.setting";
     if (adapter || std::count(FixedKeys().begin(), FixedKeys().end(), key) > 0) fixed[key] = value;
   }
   return fixed;

@@ -72,7 +72,8 @@ std::vector<models::MicroBatch> Trainer::CollateStep() {
   for (const std::vector<int64_t>& samples :
        batches_->MicroBatches(state_.step, model_->data_rank())) {
     micro_batches.push_back(Collate(*train_data_, samples, state_.step + 1,
-                                    static_cast<int64_t>(micro_batches.size())));
+                                    static_cast<int64_t>(micro_batches.size()),
+                                    model_->method().virtual_rows()));
   }
   return micro_batches;
 }

@@ -105,9 +105,9 @@ absl::Status Trainer::LoadModel() {
       recipe_.data.packing ? std::max(recipe_.data.row_length, train_data_->info().max_length) : 0;
   GRAFT_ASSIGN_OR_RETURN(model_,
                          LoadedModel::Load(recipe_, world_, WorkShapeOf(*train_data_, row_length)));
-  absl::Status status = CheckFitsModel(*train_data_, model_->config(), "data.train");
+  absl::Status status = CheckFitsModel(*train_data_, *model_, "data.train");
   if (status.ok() && eval_data_ != nullptr)
-    status = CheckFitsModel(*eval_data_, model_->config(), "data.eval");
+    status = CheckFitsModel(*eval_data_, *model_, "data.eval");
   if (status.ok() && eval_data_ != nullptr)
     status = CheckOutputs(*eval_data_, *model_, "data.eval");
   GRAFT_RETURN_IF_ERROR(Agree(status));
@@ -184,6 +184,15 @@ absl::Status Trainer::OpenMetrics() {
 
 void Trainer::ShowStart() const {
   if (!IsRankZero()) return;
+  if (model_->method().reads_prompt()) {
+    const int64_t leaking = CountPromptTargets(*train_data_);
+    if (leaking > 0) {
+      LOG(WARNING) << recipe_.data.train << ": " << leaking
+                   << " trained tokens lie inside the prompt, "
+                   << "all of which method " << model_->method().name()
+                   << " has read when it predicts them; prepare the data with the loss on answers";
+    }
+  }
   LOG(INFO) << SiteMatchTable(model_->method(), model_->matched());
   LOG(INFO) << ParameterLine(model_->trainable_parameters(), model_->total_parameters());
   for (const sharding::StageChunk& part : model_->plan().parts) {

@@ -106,6 +106,19 @@ Tensor HookEveryLayer(Backbone& model, Role role, int64_t width) {
   return vector;
 }
 
+// What a soft prompt starts from: the `embed` site's view, without the hooks that hang there and
+// without positions.
+TEST_P(BackboneTest, WordEmbeddingsAreTheRowsWithoutHooks) {
+  const ModelConfig config = Config(2);
+  const auto model = Build(config, {0, 1, true, false});
+  model->sites().Add({2, Role::kEmbed}, std::make_shared<AddVector>(at::ones({64})));
+  const bool is_gpt2 = config.model_type == "gpt2";
+  const Tensor table = ValueOrThrow(SyntheticWeights(config, 3)->Load(
+      is_gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight", {101, 64}, at::kFloat));
+  const std::vector<int64_t> ids = {5, 0, 100, 5};
+  EXPECT_TRUE(at::equal(model->WordEmbeddings(ids), table.index_select(0, at::tensor(ids))));
+}
+
 TEST_P(BackboneTest, PackedLossIsTheSumOverSamples) {
   const auto model = BuildWhole(Config(3));
   double alone = 0;

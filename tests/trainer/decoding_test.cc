@@ -28,6 +28,24 @@ TEST(DecodingQueueTest, PromptsRunWholeThenOneTokenAtATime) {
   EXPECT_THAT(queue.results()[1].tokens, ElementsAre(20, 21));
 }
 
+TEST(DecodingQueueTest, ASoftPromptStandsInFrontOfEachPromptOnce) {
+  DecodingQueue queue(
+      {{70, {5, 6}}},
+      {.max_new_tokens = 9, .max_positions = 7, .virtual_rows = 3, .end_tokens = {}, .width = 4});
+  models::MicroBatch batch = queue.Next();
+  EXPECT_THAT(batch.tokens, ElementsAre(0, 0, 0, 5, 6));
+  EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_EQ(batch.segments[0].virtual_rows, 3);
+  EXPECT_EQ(batch.segments[0].prompt_length, 2);
+  EXPECT_THAT(queue.rows(), ElementsAre(4));
+  EXPECT_THAT(queue.Accept({10}), ElementsAre());
+  batch = queue.Next();
+  EXPECT_THAT(batch.tokens, ElementsAre(10));
+  EXPECT_THAT(batch.positions, ElementsAre(5));
+  EXPECT_EQ(batch.segments[0].virtual_rows, 0);
+  EXPECT_THAT(queue.Accept({11}), ElementsAre(0));  // position 7 would be the eighth
+}
+
 TEST(DecodingQueueTest, AFinishedSequenceMakesRoomForTheNextPrompt) {
   DecodingQueue queue(
       {{1, {1}}, {2, {2}}, {3, {3, 4}}},

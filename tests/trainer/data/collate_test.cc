@@ -39,6 +39,26 @@ TEST(CollateTest, SegmentsPositionsAndShiftedTargets) {
   EXPECT_EQ(CountTokens(**data, {1, 3, 4}), 9);
 }
 
+// methods.md 7: everything shifts by the rows of a soft prompt, the counts of tokens do not.
+TEST(CollateTest, VirtualRowsStandInFrontOfEachText) {
+  const TempFolder folder;
+  TinyDataset().Write(folder);
+  const auto data = Dataset::Open(folder.path());
+  ASSERT_THAT(data, IsOk());
+  const models::MicroBatch batch = Collate(**data, {1, 3}, 7, 2, /*virtual_rows=*/2);
+  EXPECT_EQ(batch.num_rows(), 12);
+  EXPECT_THAT(batch.tokens, ElementsAre(0, 0, 20, 21, 22, 0, 0, 1, 2, 3, 4, 5));
+  EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6));
+  EXPECT_EQ(batch.segments[1].begin, 5);
+  EXPECT_EQ(batch.segments[1].length, 7);
+  EXPECT_EQ(batch.segments[1].virtual_rows, 2);
+  EXPECT_EQ(batch.segments[1].prompt_begin(), 7);
+  EXPECT_EQ(batch.segments[1].prompt_length, 3);
+  EXPECT_THAT(batch.target_rows, ElementsAre(2, 9, 10));
+  EXPECT_THAT(batch.target_ids, ElementsAre(21, 4, 5));
+  EXPECT_EQ(CountTokens(**data, {1, 3}), 8);
+}
+
 TEST(CollateTest, AFirstTokenIsNeverATarget) {
   const TempFolder folder;
   auto tiny = TinyDataset();
