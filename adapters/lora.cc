@@ -67,6 +67,12 @@ torch::Tensor InitialA(const SiteSpec& site, int64_t rank, const AttachOptions& 
   return a.to(options.device);
 }
 
+// huggingface/peft declares lora_alpha as an integer.
+nlohmann::json AlphaJson(double alpha) {
+  return alpha == std::floor(alpha) ? nlohmann::json(static_cast<int64_t>(alpha))
+                                    : nlohmann::json(alpha);
+}
+
 absl::Status Differs(const std::string& origin, const std::string& key, const std::string& found,
                      const std::string& recipe_key, const std::string& wanted) {
   return InputError(
@@ -105,22 +111,26 @@ absl::Status CheckInit(const nlohmann::json& config, const std::string& origin) 
 
 }  // namespace
 
-double Lora::scale() const {
-  const auto rank = static_cast<double>(rank_);
-  return alpha_ / (rslora_ ? std::sqrt(rank) : rank);
+double Lora::ScaleOf(const Size& size) const {
+  const auto rank = static_cast<double>(size.rank);
+  return size.alpha / (rslora_ ? std::sqrt(rank) : rank);
 }
 
 void Lora::VisitFields(FieldVisitor& v) {
   v.TextList({"sites", "roles of the linears to adapt; all = every linear of the layers"}, &sites_);
-  v.Int({"rank", "width of the low-rank product"}, &rank_, 1, 65536);
-  v.Real({"alpha", "the product is scaled by alpha / rank"}, &alpha_, 1e-6, 1e6);
-  v.Real({"dropout", "probability of dropping an input of the low-rank product"}, &dropout_, 0.0,
-         0.99);
-  v.Bool({"rslora", "scale by alpha / sqrt(rank) instead"}, &rslora_);
+  v.Int({"rank", "width of the low-rank product"}, &size_.rank, 1, 65536);
+  v.Real({"alpha", "the product is scaled by alpha / rank"}, &size_.alpha, 1e-6, 1e6);
+  VisitTrainingFields(v);
   v.Text({"fused",
           "where one module gives q, k and v: split = a product for each role, joint = one for the "
           "module, as peft trains it"},
          &fused_, {"split", "joint"});
+}
+
+void Lora::VisitTrainingFields(FieldVisitor& v) {
+  v.Real({"dropout", "probability of dropping an input of the low-rank product"}, &dropout_, 0.0,
+         0.99);
+  v.Bool({"rslora", "scale by alpha / sqrt(rank) instead"}, &rslora_);
 }
 
 absl::StatusOr<std::vector<SiteSpec>> Lora::MatchSites(
@@ -138,10 +148,10 @@ absl::StatusOr<std::vector<SiteSpec>> Lora::MatchSites(
   }
   for (const SiteSpec& site : matched) {
     const int64_t most = std::min(site.in_features, site.out_features);
-    if (rank_ > most) {
-      return RecipeError(absl::StrCat("adapter.rank: found ", rank_, ", at most ", most, " fits ",
-                                      site.module, " (", site.out_features, " x ", site.in_features,
-                                      ")"));
+    if (size_.rank > most) {
+      return RecipeError(absl::StrCat("adapter.rank: found ", size_.rank, ", at most ", most,
+                                      " fits ", site.module, " (", site.out_features, " x ",
+                                      site.in_features, ")"));
     }
   }
   return matched;
@@ -152,8 +162,9 @@ std::vector<ParameterSpec> Lora::Parameters(const std::vector<SiteSpec>& matched
   for (const SiteSpec& site : matched) {
     if (IsJoint(site) && site.fused_offset > 0) continue;  // the first role stands for the module
     const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
-    parameters.push_back({NameOf(site, kLoraAName), {rank_, site.in_features}, site.id.layer});
-    parameters.push_back({NameOf(site, kLoraBName), {out, rank_}, site.id.layer});
+    const int64_t rank = SizeOf(site).rank;
+    parameters.push_back({NameOf(site, kLoraAName), {rank, site.in_features}, site.id.layer});
+    parameters.push_back({NameOf(site, kLoraBName), {out, rank}, site.id.layer});
   }
   return parameters;
 }
@@ -164,20 +175,21 @@ absl::StatusOr<Attachment> Lora::Attach(const std::vector<SiteSpec>& matched_on_
   torch::Tensor a, b;
   models::SiteId owner;  // whose A and B these are
   for (const SiteSpec& site : matched_on_stage) {
+    const Size size = SizeOf(site);
     const bool shares = IsJoint(site) && site.fused_offset > 0;
     if (!shares) {
       const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
       owner = site.id;
-      a = InitialA(site, rank_, options).requires_grad_();
-      b = at::zeros({out, rank_}, at::TensorOptions().dtype(at::kFloat).device(options.device))
+      a = InitialA(site, size.rank, options).requires_grad_();
+      b = at::zeros({out, size.rank}, at::TensorOptions().dtype(at::kFloat).device(options.device))
               .requires_grad_();
       attachment.parameters.push_back({NameOf(site, kLoraAName), a, site.id.layer});
       attachment.parameters.push_back({NameOf(site, kLoraBName), b, site.id.layer});
     }
     const int64_t first_row = IsJoint(site) ? site.fused_offset : 0;
     attachment.hooks.emplace_back(
-        site.id, std::make_shared<LoraHook>(owner, a, b, first_row, site.out_features, scale(),
-                                            dropout_, options));
+        site.id, std::make_shared<LoraHook>(owner, a, b, first_row, site.out_features,
+                                            ScaleOf(size), dropout_, options));
   }
   return attachment;
 }
@@ -196,12 +208,20 @@ absl::StatusOr<NamedTensors> Lora::FromFolder(const std::vector<SiteSpec>& match
                                               const nlohmann::json& config, NamedTensors folder,
                                               const std::string& origin) const {
   GRAFT_RETURN_IF_ERROR(CheckPatterns(config, Patterns(matched), origin));
+  return CutShared(matched, std::move(folder), origin);
+}
+
+absl::StatusOr<NamedTensors> Lora::CutShared(const std::vector<SiteSpec>& matched,
+                                             NamedTensors folder, const std::string& origin) const {
   if (fused_ == "joint") return folder;
-  return CutSplitLora(matched, rank_, std::move(folder), origin);
+  return CutSplitLora(
+      matched, [this](const SiteSpec& site) { return SizeOf(site).rank; }, std::move(folder),
+      origin);
 }
 
 LoraPatterns Lora::Patterns(const std::vector<SiteSpec>& matched) const {
-  return fused_ == "joint" ? LoraPatterns() : SplitPatterns(matched, rank_, alpha_, rslora_);
+  return fused_ == "joint" ? LoraPatterns()
+                           : SplitPatterns(matched, size_.rank, size_.alpha, rslora_);
 }
 
 nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
@@ -215,10 +235,8 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
     if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
     fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
   }
-  // huggingface/peft declares lora_alpha as an integer.
-  const bool whole = alpha_ == std::floor(alpha_);
-  config["lora_alpha"] =
-      whole ? nlohmann::json(static_cast<int64_t>(alpha_)) : nlohmann::json(alpha_);
+  const Size common = CommonSize(matched);
+  config["lora_alpha"] = AlphaJson(common.alpha);
   const LoraPatterns patterns = Patterns(matched);
   config["alpha_pattern"] = patterns.alpha;
   config["bias"] = "none";
@@ -228,7 +246,7 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
   config["layers_to_transform"] = nullptr;
   config["lora_dropout"] = dropout_;
   config["modules_to_save"] = nullptr;
-  config["r"] = rank_;
+  config["r"] = common.rank;
   config["rank_pattern"] = patterns.rank;
   config["target_modules"] = modules;
   config["use_dora"] = false;
@@ -237,15 +255,18 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
 }
 
 absl::Status Lora::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
-  GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "LORA", name(), origin));
+  GRAFT_RETURN_IF_ERROR(CheckVariant(config, origin));
   GRAFT_ASSIGN_OR_RETURN(const int64_t rank, GetInt(config, "r", 1, 65536, origin));
-  if (rank != rank_) {
-    return Differs(origin, "r", absl::StrCat(rank), "rank", absl::StrCat(rank_));
+  if (rank != size_.rank) {
+    return Differs(origin, "r", absl::StrCat(rank), "rank", absl::StrCat(size_.rank));
   }
   GRAFT_ASSIGN_OR_RETURN(const double alpha, GetReal(config, "lora_alpha", 0.0, 1e9, origin));
-  if (alpha != alpha_) {
-    return Differs(origin, "lora_alpha", FormatReal(alpha), "alpha", FormatReal(alpha_));
-  }
+  if (alpha == size_.alpha) return absl::OkStatus();
+  return Differs(origin, "lora_alpha", FormatReal(alpha), "alpha", FormatReal(size_.alpha));
+}
+
+absl::Status Lora::CheckVariant(const nlohmann::json& config, const std::string& origin) const {
+  GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "LORA", name(), origin));
   GRAFT_ASSIGN_OR_RETURN(const bool rslora, GetBoolOr(config, "use_rslora", false, origin));
   if (rslora != rslora_) {
     return Differs(origin, "use_rslora", rslora ? "true" : "false", "rslora",
@@ -264,12 +285,14 @@ absl::Status Lora::CheckPeftConfig(const nlohmann::json& config, const std::stri
 absl::Status Lora::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
                          torch::Tensor* /*bias*/) const {
   TensorCheck check(tensors);
+  const Size size = SizeOf(site);
   const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
-  const torch::Tensor a = check.Expect(NameOf(site, kLoraAName), {rank_, site.in_features});
-  torch::Tensor b = check.Expect(NameOf(site, kLoraBName), {out, rank_});
+  const torch::Tensor a = check.Expect(NameOf(site, kLoraAName), {size.rank, site.in_features});
+  torch::Tensor b = check.Expect(NameOf(site, kLoraBName), {out, size.rank});
   GRAFT_RETURN_IF_ERROR(check.Result("adapter"));
   if (IsJoint(site)) b = b.narrow(0, site.fused_offset, site.out_features);
-  *weight = at::addmm(*weight, b.to(at::kFloat), a.to(at::kFloat), /*beta=*/1, /*alpha=*/scale());
+  *weight =
+      at::addmm(*weight, b.to(at::kFloat), a.to(at::kFloat), /*beta=*/1, /*alpha=*/ScaleOf(size));
   return absl::OkStatus();
 }
 

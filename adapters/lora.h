@@ -1,5 +1,6 @@
 // LoRA (Hu et al., arXiv 2106.09685): y = x W^T + b + s (D(x) A^T) B^T at linears, with s = alpha /
-// rank, or alpha / sqrt(rank) for rslora (methods.md 3).
+// rank, or alpha / sqrt(rank) for rslora (methods.md 3). Method fanlora is the same with ranks and
+// alphas that differ (fanlora.h).
 #pragma once
 
 #include <string>
@@ -43,15 +44,34 @@ class Lora : public Method {
                      const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
                      torch::Tensor* weight, torch::Tensor* bias) const override;
 
+ protected:
+  struct Size {
+    int64_t rank = 8;
+    double alpha = 16.0;
+    friend bool operator==(const Size&, const Size&) = default;
+  };
+  // Of one matched site; the roles of a shared module have the same.
+  virtual Size SizeOf(const models::SiteSpec& /*site*/) const { return size_; }
+  // Keys that every LoRA has, beside sites and sizes.
+  void VisitTrainingFields(FieldVisitor& visitor);
+  // The part of CheckPeftConfig that is not about ranks and alphas.
+  absl::Status CheckVariant(const nlohmann::json& config, const std::string& origin) const;
+  // Cuts what the folder has of shared modules into the roles' own parameters.
+  absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> CutShared(
+      const std::vector<models::SiteSpec>& matched,
+      std::vector<std::pair<std::string, torch::Tensor>> folder, const std::string& origin) const;
+  // r and lora_alpha of the folder, and what modules have instead.
+  virtual Size CommonSize(const std::vector<models::SiteSpec>& /*matched*/) const { return size_; }
+  virtual LoraPatterns Patterns(const std::vector<models::SiteSpec>& matched) const;
+  bool rslora() const { return rslora_; }
+
  private:
-  double scale() const;
+  double ScaleOf(const Size& size) const;
   bool IsJoint(const models::SiteSpec& site) const;
   std::string NameOf(const models::SiteSpec& site, const std::string& suffix) const;
-  LoraPatterns Patterns(const std::vector<models::SiteSpec>& matched) const;
 
   std::vector<std::string> sites_ = {"attn.q", "attn.v"};
-  int64_t rank_ = 8;
-  double alpha_ = 16.0;
+  Size size_;
   double dropout_ = 0.0;
   bool rslora_ = false;
   std::string fused_ = "split";

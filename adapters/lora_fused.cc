@@ -64,11 +64,13 @@ NamedTensors JoinSplitLora(const std::vector<SiteSpec>& matched, NamedTensors pa
   return parameters;
 }
 
-absl::StatusOr<NamedTensors> CutSplitLora(const std::vector<SiteSpec>& matched, int64_t rank,
-                                          NamedTensors folder, const std::string& origin) {
+absl::StatusOr<NamedTensors> CutSplitLora(const std::vector<SiteSpec>& matched,
+                                          const RankOf& rank_of, NamedTensors folder,
+                                          const std::string& origin) {
   for (const std::vector<SiteSpec>& group : FusedGroups(matched)) {
     const std::string a_name = PeftName(group[0].module, kLoraAName);
     const std::string b_name = PeftName(group[0].module, kLoraBName);
+    const int64_t rank = rank_of(group[0]);
     const int64_t joined = rank * static_cast<int64_t>(group.size());
     TensorCheck check(folder);
     const torch::Tensor a = check.Expect(a_name, {joined, group[0].in_features});

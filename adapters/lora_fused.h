@@ -3,6 +3,7 @@
 // same function (methods.md 3). Used by lora.cc.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -31,9 +32,11 @@ absl::Status CheckPatterns(const nlohmann::json& config, const LoraPatterns& exp
 // The parts' A (r, in) and B (out, r) -> A (c r, in), B (fused, c r) for c parts. Other tensors
 // stay.
 NamedTensors JoinSplitLora(const std::vector<models::SiteSpec>& matched, NamedTensors parameters);
-// The way back. Error kind input: absent, other shapes, or B not block diagonal.
+// The way back; `rank_of` gives the rank of a part, the same for all parts of a module. Error kind
+// input: absent, other shapes, or B not block diagonal.
+using RankOf = std::function<int64_t(const models::SiteSpec& site)>;
 absl::StatusOr<NamedTensors> CutSplitLora(const std::vector<models::SiteSpec>& matched,
-                                          int64_t rank, NamedTensors folder,
+                                          const RankOf& rank_of, NamedTensors folder,
                                           const std::string& origin);
 
 }  // namespace graft::adapters

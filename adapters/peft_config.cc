@@ -30,6 +30,14 @@ absl::Status CheckPeftType(const nlohmann::json& config, const std::string& peft
                                  "\""));
 }
 
+absl::Status CheckSameText(const nlohmann::json& config, const std::string& key,
+                           const std::string& value, const std::string& origin) {
+  GRAFT_ASSIGN_OR_RETURN(const std::string found, GetString(config, key, origin));
+  if (found == value) return absl::OkStatus();
+  return InputError(absl::StrCat(origin, ": ", key, " is \"", Printable(found),
+                                 "\", the recipe's is \"", value, "\""));
+}
+
 std::string PeftName(const std::string& module, const std::string& suffix) {
   return absl::StrCat("base_model.model.", module, ".", suffix);
 }

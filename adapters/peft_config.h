@@ -18,6 +18,11 @@ nlohmann::json CommonPeftConfig(const std::string& peft_type, const PeftContext&
 absl::Status CheckPeftType(const nlohmann::json& config, const std::string& peft_type,
                            const std::string& method, const std::string& origin);
 
+// Error kind input when the folder's text at `key` is not the value of the recipe's key of that
+// name.
+absl::Status CheckSameText(const nlohmann::json& config, const std::string& key,
+                           const std::string& value, const std::string& origin);
+
 // "base_model.model.{module}.{suffix}".
 std::string PeftName(const std::string& module, const std::string& suffix);
 

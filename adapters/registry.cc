@@ -2,8 +2,14 @@
 #include "adapters/adapter.h"
 
 #include "absl/strings/str_cat.h"
+#include "adapters/fanlora.h"
+#include "adapters/ia3.h"
+#include "adapters/idpg.h"
+#include "adapters/lopa.h"
 #include "adapters/lora.h"
 #include "adapters/none.h"
+#include "adapters/para.h"
+#include "adapters/prompt_tuning.h"
 #include "adapters/red.h"
 #include "base/status.h"
 #include "base/text.h"
@@ -22,8 +28,14 @@ std::unique_ptr<Method> Make() {
 }
 
 constexpr Entry kMethods[] = {
+    {"fanlora", &Make<FanLora>},
+    {"ia3", &Make<Ia3>},
+    {"idpg", &Make<Idpg>},
+    {"lopa", &Make<Lopa>},
     {"lora", &Make<Lora>},
     {"none", &Make<None>},
+    {"para", &Make<Para>},
+    {"prompt_tuning", &Make<PromptTuning>},
     {"red", &Make<Red>},
 };
 

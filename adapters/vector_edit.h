@@ -1,5 +1,5 @@
-// h' = s (.) h + beta with one vector per site, as an autograd function. Used by red; IA3-like
-// methods are the same function without beta.
+// h' = s (.) h + beta with one vector per site, as an autograd function. Used by red; methods that
+// only scale, or scale each sample by vectors of its own, use row_scale.h.
 //
 // Shapes: N rows, D width.
 #pragma once

@@ -6,14 +6,21 @@
 #include <nlohmann/json.hpp>
 #include "base/status.h"
 #include "tests/adapters/testing.h"
+#include "tests/testing/temp_folder.h"
 
 namespace graft::adapters {
 namespace {
+
+constexpr char kToySetting[] = R"({"format": "graft-setting", "version": 1, "model_type": "toy",
+  "num_layers": 1, "selection": {}, "keep": [{"layer": 0, "roles": ["ffn.down", "attn.q"],
+  "rank": 3, "alpha": 4.5}]})";
 
 struct Row {
   std::string title;
   std::string method;
   FieldList fields;
+  bool merges = true;
+  bool identity = true;  // starts as the frozen model
 };
 
 void PrintTo(const Row& row, std::ostream* out) { *out << row.title; }
@@ -26,9 +33,27 @@ class AdapterContract : public ::testing::TestWithParam<Row> {
     models::SiteTable table;
   };
 
-  AdapterContract()
-      : method_(MethodWith(GetParam().method, GetParam().fields)),
-        matched_(*method_->MatchSites(ToyModel::Sites())) {}
+  void SetUp() override {
+    FieldList fields = GetParam().fields;
+    if (GetParam().method == "fanlora") {
+      const std::string path = folder_.Write("setting.json", kToySetting);
+      fields.emplace_back("setting", path);
+    }
+    method_ = MethodWith(GetParam().method, fields);
+    const absl::Status opened = method_->Open({"toy", ToyModel::Sites(), 1});
+    ASSERT_TRUE(opened.ok()) << opened;
+    matched_ = *method_->MatchSites(ToyModel::Sites());
+  }
+
+  // Samples of these rows, the method's virtual ones among them, half of the text a prompt.
+  models::MicroBatch Batch(const std::vector<int64_t>& lengths, int64_t first_id = 0) const {
+    models::MicroBatch batch = BatchOf(lengths, first_id);
+    for (models::Segment& segment : batch.segments) {
+      segment.virtual_rows = method_->virtual_rows();
+      segment.prompt_length = (segment.length - segment.virtual_rows + 1) / 2;
+    }
+    return batch;
+  }
 
   std::unique_ptr<Attached> Attach(uint64_t seed = 3) const {
     auto attached = std::make_unique<Attached>();
@@ -54,13 +79,15 @@ class AdapterContract : public ::testing::TestWithParam<Row> {
     return tensors;
   }
 
+  testing::TempFolder folder_;
   ToyModel toy_;
   std::unique_ptr<Method> method_;
   std::vector<models::SiteSpec> matched_;
 };
 
 TEST_P(AdapterContract, StartsAsTheFrozenModel) {
-  const auto batch = BatchOf({3, 4});
+  if (!GetParam().identity) return;
+  const auto batch = Batch({3, 4});
   const auto x = at::randn({7, 6});
   const auto adapted = toy_.Run(x, Attach()->table, batch, /*training=*/true);
   EXPECT_TRUE(at::equal(adapted, toy_.Run(x, models::SiteTable(), batch, true)));
@@ -87,20 +114,20 @@ TEST_P(AdapterContract, InitialValuesComeFromTheSeedAlone) {
 TEST_P(AdapterContract, GradientsReachItsOwnParametersAndTheInput) {
   const auto attached = Attach();
   Disturb(*attached->set, 1);
-  const auto batch = BatchOf({3, 4});
+  const auto batch = Batch({3, 4});
   const auto x = at::randn({7, 6}).requires_grad_();
   toy_.Run(x, attached->table, batch, true).square().sum().backward();
   EXPECT_GT(x.grad().abs().sum().item<float>(), 0);
   for (const NamedParameter& p : attached->set->parameters()) {
     EXPECT_GT(p.value.grad().abs().max().item<float>(), 0) << p.name;
   }
-  EXPECT_FALSE(toy_.down.requires_grad() || toy_.q.requires_grad());
+  for (const auto& [role, linear] : toy_.linears) EXPECT_FALSE(linear.weight.requires_grad());
 }
 
 TEST_P(AdapterContract, NoGraphWithoutGradMode) {
   const auto attached = Attach();
   Disturb(*attached->set, 1);
-  const auto batch = BatchOf({7});
+  const auto batch = Batch({7});
   const auto x = at::randn({7, 6});
   const auto with_graph = toy_.Run(x, attached->table, batch, false);
   at::NoGradGuard no_grad;
@@ -116,7 +143,7 @@ TEST_P(AdapterContract, SavedAndLoadedIsTheSame) {
   ASSERT_TRUE(CheckAdapterTensors(*method_, matched_, tensors, "folder").ok());
   const auto other = Attach(99);
   ASSERT_TRUE(other->set->Load(tensors).ok());
-  const auto batch = BatchOf({7});
+  const auto batch = Batch({7});
   const auto x = at::randn({7, 6});
   EXPECT_TRUE(at::equal(toy_.Run(x, attached->table, batch, false),
                         toy_.Run(x, other->table, batch, false)));
@@ -135,9 +162,9 @@ TEST_P(AdapterContract, MicroBatchesDoNotMix) {
   const auto whole = Attach(), split = Attach();
   Disturb(*whole->set, 1);
   Disturb(*split->set, 1);
-  toy_.Run(x, whole->table, BatchOf({4, 5}), true).square().sum().backward();
+  toy_.Run(x, whole->table, Batch({4, 5}), true).square().sum().backward();
 
-  const auto batch1 = BatchOf({4}, 0), batch2 = BatchOf({5}, 1);
+  const auto batch1 = Batch({4}, 0), batch2 = Batch({5}, 1);
   const auto y1 = toy_.Run(x.narrow(0, 0, 4), split->table, batch1, true);
   const auto y2 = toy_.Run(x.narrow(0, 4, 5), split->table, batch2, true);
   y2.square().sum().backward();
@@ -149,7 +176,7 @@ TEST_P(AdapterContract, MicroBatchesDoNotMix) {
 
 TEST_P(AdapterContract, RecomputationGivesTheSameGradients) {
   const auto x = at::randn({7, 6}).requires_grad_(true);
-  const auto batch = BatchOf({3, 4});
+  const auto batch = Batch({3, 4});
   const auto attached = Attach();
   Disturb(*attached->set, 1);
   toy_.Run(x, attached->table, batch, true).square().sum().backward();
@@ -168,30 +195,86 @@ TEST_P(AdapterContract, MergedEqualsUnmerged) {
   Disturb(*attached->set, 1);
   const auto tensors = TensorsOf(*attached->set);
   ToyModel merged = toy_;
-  torch::Tensor q_bias;
   for (const models::SiteSpec& site : matched_) {
-    const bool is_q = site.id.role == models::Role::kAttnQ;
-    torch::Tensor& weight = is_q ? merged.q : merged.down;
-    torch::Tensor& bias = is_q ? q_bias : merged.down_bias;
-    const bool has_bias = bias.defined();
-    const absl::Status status = method_->Merge(site, tensors, &weight, &bias);
-    if (site.id.role == models::Role::kLayerOut) {
+    const bool is_ffn_out = site.id.role == models::Role::kFfnOut;
+    ToyModel::Linear& linear = merged.linears[is_ffn_out ? models::Role::kFfnDown : site.id.role];
+    const bool had_bias = linear.bias.defined();
+    const absl::Status status = method_->Merge(site, tensors, &linear.weight, &linear.bias);
+    if (!GetParam().merges) {
       EXPECT_EQ(ExitCodeOf(status), 78);
       return;
     }
     ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(bias.defined(), has_bias || method_->MergeAddsBias(site));
+    EXPECT_EQ(linear.bias.defined(), had_bias || method_->MergeAddsBias(site));
   }
-  const auto batch = BatchOf({7});
+  const auto batch = Batch({7});
   const auto x = at::randn({7, 6});
-  auto expected = merged.Run(x, models::SiteTable(), batch, false);
-  if (q_bias.defined()) expected = expected + q_bias;
-  EXPECT_LT(RelativeError(toy_.Run(x, attached->table, batch, false), expected), 1e-5);
+  EXPECT_LT(RelativeError(toy_.Run(x, attached->table, batch, false),
+                          merged.Run(x, models::SiteTable(), batch, false)),
+            1e-5);
+}
+
+// What an answer says reaches no row in front of it: prompt-dependent state comes from the prompt
+// alone (methods.md 1.3).
+TEST_P(AdapterContract, AnswersDoNotReachThePrompt) {
+  const auto attached = Attach();
+  Disturb(*attached->set, 1);
+  const auto batch = Batch({5, 6});
+  const auto x = at::randn({11, 6});
+  const auto before = toy_.Run(x, attached->table, batch, false);
+  const auto changed = x.clone();
+  for (const models::Segment& segment : batch.segments) {
+    const int64_t answer = segment.prompt_begin() + segment.prompt_length;
+    changed.narrow(0, answer, segment.begin + segment.length - answer).fill_(9.0);
+  }
+  const auto after = toy_.Run(changed, attached->table, batch, false);
+  for (const models::Segment& segment : batch.segments) {
+    const int64_t rows = segment.virtual_rows + segment.prompt_length;
+    EXPECT_TRUE(
+        at::equal(before.narrow(0, segment.begin, rows), after.narrow(0, segment.begin, rows)));
+  }
+}
+
+TEST_P(AdapterContract, VirtualRowsAreTheMethodsOwn) {
+  const auto attached = Attach();
+  Disturb(*attached->set, 1);
+  const auto batch = Batch({5, 6});
+  const auto x = at::randn({11, 6});
+  const auto changed = x.clone();
+  for (const models::Segment& segment : batch.segments) {
+    changed.narrow(0, segment.begin, segment.virtual_rows).fill_(9.0);
+  }
+  EXPECT_TRUE(at::equal(toy_.Run(x, attached->table, batch, false),
+                        toy_.Run(changed, attached->table, batch, false)));
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Methods, AdapterContract,
     ::testing::Values(
+        Row{"fanlora", "fanlora", {}},
+        Row{"fanlora_dropout", "fanlora", {{"dropout", "0.4"}, {"rslora", "true"}}},
+        Row{"idpg", "idpg", {{"prompt_length", "2"}, {"hidden", "4"}}, false, false},
+        Row{"lopa", "lopa", {{"prompt_length", "2"}, {"rank", "2"}}, false, false},
+        Row{"lopa_concat", "lopa", {{"prompt_length", "1"}, {"fusion", "concat"}}, false, false},
+        Row{"lopa_add", "lopa", {{"prompt_length", "2"}, {"fusion", "add"}}, false, false},
+        Row{"lopa_max", "lopa", {{"prompt_length", "2"}, {"fusion", "max"}}, false, false},
+        Row{"prompt_tuning", "prompt_tuning", {{"prompt_length", "2"}}, false, false},
+        Row{"para", "para", {{"rank", "3"}}, false},
+        Row{"para_switches",
+            "para",
+            {{"rank", "3"},
+             {"pooling", "attention"},
+             {"activation", "rational"},
+             {"input", "normed"},
+             {"bias", "true"}},
+            false},
+        Row{"para_max_dropout",
+            "para",
+            {{"sites", "[attn.v, ffn.up]"}, {"pooling", "max"}, {"dropout", "0.3"}},
+            false},
+        Row{"para_last", "para", {{"sites", "[attn.q]"}, {"pooling", "last"}}, false},
+        Row{"ia3", "ia3", {{"sites", "[attn.v, ffn.down]"}}},
+        Row{"ia3_all", "ia3", {{"sites", "[all]"}}},
         Row{"lora", "lora", {{"sites", "[all]"}, {"rank", "3"}}},
         Row{"lora_rslora", "lora", {{"sites", "[attn.q]"}, {"rank", "4"}, {"rslora", "true"}}},
         Row{"lora_dropout", "lora", {{"sites", "[all]"}, {"rank", "3"}, {"dropout", "0.4"}}},
@@ -199,7 +282,7 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"red_scale", "red", {{"what", "scale"}, {"sites", "[ffn.out, attn.q]"}}},
         Row{"red_bias", "red", {{"what", "bias"}, {"sites", "[ffn.out, attn.q]"}}},
         Row{"red_linears", "red", {{"sites", "[all]"}}},
-        Row{"red_layer_out", "red", {{"sites", "[layer.out]"}}}),
+        Row{"red_layer_out", "red", {{"sites", "[layer.out]"}}, /*merges=*/false}),
     [](const auto& instance) { return instance.param.title; });
 
 }  // namespace

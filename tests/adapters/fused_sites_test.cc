@@ -55,7 +55,9 @@ TEST_P(RoundTrip, GivesTheParametersBack) {
 
 INSTANTIATE_TEST_SUITE_P(
     Methods, RoundTrip,
-    ::testing::Values(std::pair<const char*, FieldList>{"lora", {{"sites", "[all]"}}},
+    ::testing::Values(std::pair<const char*, FieldList>{"ia3", {}},
+                      std::pair<const char*, FieldList>{"ia3", {{"sites", "[attn.q, attn.v]"}}},
+                      std::pair<const char*, FieldList>{"lora", {{"sites", "[all]"}}},
                       std::pair<const char*, FieldList>{"lora", {{"sites", "[attn.k]"}}},
                       std::pair<const char*, FieldList>{"lora",
                                                         {{"sites", "[all]"}, {"fused", "joint"}}},

@@ -10,7 +10,8 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(Registry, MakesEveryMethodItNames) {
-  EXPECT_THAT(MethodNames(), ::testing::ElementsAre("lora", "none", "red"));
+  EXPECT_THAT(MethodNames(), ::testing::ElementsAre("fanlora", "ia3", "idpg", "lopa", "lora",
+                                                    "none", "para", "prompt_tuning", "red"));
   for (const std::string& name : MethodNames()) {
     EXPECT_EQ((*NewMethod(name))->name(), name);
   }
@@ -20,7 +21,8 @@ TEST(Registry, UnknownNameIsARecipeErrorThatListsTheNames) {
   const absl::Status status = NewMethod("loar").status();
   EXPECT_EQ(ExitCodeOf(status), 78);
   EXPECT_THAT(std::string(status.message()), HasSubstr("adapter.method: found `loar`"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("lora, none, red"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("fanlora, ia3, idpg, lopa, lora, none, para, prompt_tuning, red"));
 }
 
 }  // namespace

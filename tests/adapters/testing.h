@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -28,50 +29,78 @@ inline std::unique_ptr<Method> MethodWith(const std::string& name, const FieldLi
   return method;
 }
 
-// One layer of a toy model: y = x W^T at ffn.down, the hidden state at ffn.out, y2 = h W2^T at
-// attn.q; input (N, 6), output (N, 5). Every place calls the table as a backbone does.
+// One layer of a toy model without attention, so that every row stands alone; input (N, 6), output
+// (N, 5). Every place calls the table as a backbone does.
 struct ToyModel {
+  struct Linear {
+    torch::Tensor weight, bias;  // (out, in), (out) or undefined
+  };
+
   explicit ToyModel(torch::Dtype dtype = torch::kFloat32) : type(dtype) {
     at::manual_seed(7);
-    down = at::randn({8, 6}).to(dtype);
-    down_bias = at::randn({8}).to(dtype);
-    q = at::randn({5, 8}).to(dtype);
+    for (const models::SiteSpec& site : Sites()) {
+      if (!models::IsLinear(site.id.role)) continue;
+      linears[site.id.role].weight =
+          (at::randn({site.out_features, site.in_features}) / 2).to(dtype);
+    }
+    linears[models::Role::kFfnDown].bias = at::randn({8}).to(dtype);
+    out = at::randn({5, 8}).to(dtype);
   }
 
   static std::vector<models::SiteSpec> Sites() {
     using models::Role;
-    return {{{0, Role::kAttnQ}, "model.layers.0.self_attn.q_proj", 8, 5, false},
-            {{0, Role::kFfnDown}, "model.layers.0.mlp.down_proj", 6, 8, false},
+    return {{{1, Role::kEmbed}, "model.embed_tokens", 6, 6, false},
+            {{0, Role::kAttnQ}, "model.layers.0.self_attn.q_proj", 6, 5, false},
+            {{0, Role::kAttnV}, "model.layers.0.self_attn.v_proj", 6, 6, false},
+            {{0, Role::kFfnUp}, "model.layers.0.mlp.up_proj", 6, 7, false},
+            {{0, Role::kFfnDown}, "model.layers.0.mlp.down_proj", 7, 8, false},
+            {{0, Role::kLayerIn}, "model.layers.0", 6, 6, false},
             {{0, Role::kFfnOut}, "model.layers.0.mlp.down_proj", 8, 8, false},
             {{0, Role::kLayerOut}, "model.layers.0", 5, 5, false}};
   }
 
   torch::Tensor Run(const torch::Tensor& x, const models::SiteTable& table,
-                    const models::MicroBatch& batch, bool training) const {
+                    const models::MicroBatch& batch, bool training,
+                    models::SequenceStates* sequences = nullptr) const {
     using models::Role;
     models::SiteContext context;
+    context.sequences = sequences;
     context.batch = &batch;
     context.training = training;
-    const models::SiteInput first{x, nullptr};
-    torch::Tensor h =
-        table.EditOutput(Role::kFfnDown, first, at::addmm(down_bias, x, down.t()), context);
-    h = table.EditHidden(Role::kFfnOut, h, context);
-    const models::SiteInput second{h, nullptr};
-    torch::Tensor y = table.EditOutput(Role::kAttnQ, second, at::mm(h, q.t()), context);
-    return table.EditHidden(Role::kLayerOut, y, context);
+    context.layer = 1;  // outside the layers
+    torch::Tensor h = table.EditHidden(Role::kEmbed, x, context);
+    context.layer = 0;
+    h = table.EditHidden(Role::kLayerIn, h, context);
+    const torch::Tensor q = Apply(Role::kAttnQ, h, table, context);
+    const torch::Tensor v = Apply(Role::kAttnV, h, table, context);
+    const torch::Tensor up = Apply(Role::kFfnUp, h + v, table, context);
+    const torch::Tensor down = Apply(Role::kFfnDown, up, table, context);
+    h = table.EditHidden(Role::kFfnOut, down, context);
+    return table.EditHidden(Role::kLayerOut, q + at::mm(h, out.t()), context);
   }
 
   torch::Dtype type;
-  torch::Tensor down, down_bias, q;
+  std::map<models::Role, Linear> linears;
+  torch::Tensor out;
+
+ private:
+  torch::Tensor Apply(models::Role role, const torch::Tensor& x, const models::SiteTable& table,
+                      models::SiteContext& context) const {
+    const models::SiteInput input = table.EditInput(role, {x, nullptr}, context);
+    const Linear& linear = linears.at(role);
+    torch::Tensor y = at::mm(input.value, linear.weight.t());
+    if (linear.bias.defined()) y = y + linear.bias;
+    return table.EditOutput(role, input, y, context);
+  }
 };
 
-// Samples of these lengths, ids from `first_id`.
+// Samples of these lengths, ids from `first_id`; the first half of each is its prompt.
 inline models::MicroBatch BatchOf(const std::vector<int64_t>& lengths, int64_t first_id = 0,
                                   int64_t step = 1) {
   models::MicroBatch batch;
   batch.step = step;
   for (const int64_t length : lengths) {
-    batch.segments.push_back({first_id++, batch.num_rows(), length, 0});
+    batch.segments.push_back({first_id++, batch.num_rows(), length, (length + 1) / 2});
   }
   return batch;
 }

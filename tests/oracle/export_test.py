@@ -6,14 +6,23 @@ import torch
 import prepared_data
 import reference
 from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, relative
-from graft_program import Golden, data_folder, recipe, run
+from graft_program import Golden, attempt, data_folder, recipe, run
 
 
-MERGED = ["gqa_lora", "tied_lora", "gqa_lora_qv", "biases_red", "gqa_red"] + [
+MERGED = [
+    "gqa_lora",
+    "tied_lora",
+    "gqa_lora_qv",
+    "biases_red",
+    "gqa_red",
+    "biases_ia3",
+    "gqa_fanlora",
     "gpt2_lora",
     "gpt2_lora_joint",
     "gpt2_red_fused",
     "gpt2_headless_lora",
+    "gpt2_ia3",
+    "gpt2_fanlora",
 ]
 
 
@@ -67,3 +76,19 @@ def test_merged_model_loads_in_hf_with_the_same_logits(trained_run, evaluation_s
                 reference.logits(merged, sample.ids), reference.logits(unmerged, sample.ids)
             )
             assert difference <= LOGITS_ABSOLUTE
+
+
+@pytest.mark.parametrize("name", ["gqa_prompt_tuning", "gqa_idpg", "gqa_lopa", "gqa_para"])
+def test_adapter_that_does_not_merge(name, evaluation_samples, tmp_path):
+    """The folder means the same to the reference; a merge is refused."""
+    golden = Golden(name)
+    keys = recipe(golden, tmp_path)
+    run("train", keys, tmp_path)
+    model = reference.load_adapter(reference.load_model(golden.model), tmp_path / "adapter")
+    loss = reference.evaluate(model, evaluation_samples)
+    assert relative(loss, golden.numbers["eval_after"]) <= LOSS_RELATIVE
+    export = dict(to=str(tmp_path / "merged"), merge=True)
+    export["from"] = str(tmp_path)
+    code, errors = attempt("export", keys | dict(export=export), tmp_path)
+    assert code == 78 and "does not merge" in errors, errors
+    assert not (tmp_path / "merged").exists()

@@ -63,6 +63,18 @@ def recipe(golden, output, **sections):
 
 def run(command, keys, folder, overrides=()):
     """graft <command> with this recipe on as many ranks as it asks for; returns its stdout. A failure shows its stderr."""
+    done = _start(command, keys, folder, overrides)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.args}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def attempt(command, keys, folder):
+    """(exit code, stderr) of graft <command> with this recipe."""
+    done = _start(command, keys, folder)
+    return done.returncode, done.stderr
+
+
+def _start(command, keys, folder, overrides=()):
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{command}.yaml"
     config.write_text(yaml.safe_dump(keys))
@@ -71,15 +83,13 @@ def run(command, keys, folder, overrides=()):
     launcher = f"{MPIRUN} {ranks}".split() if ranks > 1 else []
     arguments = [*launcher, BINARY_DIR / "graft", command, "--config", config, *overrides]
     environment = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    done = subprocess.run(
+    return subprocess.run(
         [str(a) for a in arguments],
         env=environment,
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
     )
-    assert done.returncode == 0, f"exit {done.returncode}: {arguments}\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 def metrics(output, kind):

@@ -16,7 +16,15 @@ NEW_TOKENS = 6
 
 
 @pytest.mark.parametrize(
-    "name, data, pipeline", [("qwen2_lora", 1, 1), ("tied_lora", 2, 1), ("gqa_red", 1, 2), ("gpt2_lora_qv", 1, 1)]
+    "name, data, pipeline",
+    [
+        ("qwen2_lora", 1, 1),
+        ("tied_lora", 2, 1),
+        ("gqa_red", 1, 2),
+        ("gpt2_lora_qv", 1, 1),
+        ("gqa_para", 2, 1),
+        ("gqa_lopa", 1, 2),
+    ],
 )
 def test_eval(name, data, pipeline, evaluation_samples, tmp_path):
     golden = Golden(name)
@@ -64,8 +72,23 @@ def test_eval_with_labels(name, data, pipeline, tmp_path):
 
 @pytest.mark.parametrize(
     "name, data, pipeline",
-    [("mistral_lora", 1, 1), ("rope_yarn_lora", 1, 1), ("tied_lora", 1, 2), ("gqa_red", 2, 1)]
-    + [("gpt2_lora_joint", 1, 1), ("gpt2_red", 1, 2)],
+    [
+        ("mistral_lora", 1, 1),
+        ("rope_yarn_lora", 1, 1),
+        ("tied_lora", 1, 2),
+        ("gqa_red", 2, 1),
+        ("gpt2_lora_joint", 1, 1),
+        ("gpt2_red", 1, 2),
+        ("biases_ia3", 1, 1),
+        ("gqa_prompt_tuning", 1, 1),
+        ("gqa_idpg", 2, 1),
+        ("tied_lopa_concat", 1, 2),
+        ("gqa_para", 1, 1),
+        ("gqa_para_attention_rational", 1, 2),
+        ("mistral_para_some", 1, 1),
+        ("gpt2_para", 1, 2),
+        ("gpt2_lopa", 1, 1),
+    ],
 )
 def test_generate(name, data, pipeline, evaluation_samples, tmp_path):
     golden = Golden(name)

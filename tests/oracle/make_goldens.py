@@ -82,14 +82,33 @@ def make_model(name, folder, seed):
         raise RuntimeError(f"{folder}: expected {'several' if spec.sharded else 'one'} weight file")
 
 
+def write_setting(model_folder, case, folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    keys = ("layer", "roles", "rank", "alpha")
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    setting = {
+        "format": "graft-setting",
+        "version": 1,
+        "model_type": config["model_type"],
+        "num_layers": layers,
+        "selection": {"rule": "by hand"},
+        "keep": [dict(zip(keys, kept)) for kept in case.keep],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    case.adapter["setting"] = str(folder / "setting.json")
+    (folder / "setting.json").write_text(json.dumps(setting, indent=1))
+
+
 def make_case(model_folder, case, train, evaluation, folder, seed):
+    if case.keep:
+        write_setting(model_folder, case, folder)
     model = reference.new_adapter(reference.load_model(model_folder, task=case.task), case.adapter)
     reference.randomize_adapter(model, seed)
     reference.save_adapter(model, folder / "initial")
     tensors = {}
     with torch.no_grad():
         for i in LOGIT_SAMPLES:
-            tensors[f"logits/{i}"] = reference.logits(model, train[i].ids)
+            tensors[f"logits/{i}"] = reference.logits(model, train[i].ids, train[i].prompt_length)
     golden = dict(case=asdict(case), model_folder=str(model_folder), steps=[])
     golden["eval_before"] = reference.evaluate(model, evaluation)
     for record in reference.train(model, train, case.optim, case.steps):

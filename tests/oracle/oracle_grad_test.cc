@@ -100,7 +100,8 @@ std::vector<models::SiteSpec> SitesInLayers(const models::ModelConfig& config,
   }
   std::vector<models::SiteSpec> sites;
   for (const models::SiteSpec& site : models::ListSites(config)) {
-    if (site.id.layer >= first && site.id.layer <= last) sites.push_back(site);
+    const bool is_embed = site.id.role == models::Role::kEmbed;
+    if (is_embed || (site.id.layer >= first && site.id.layer <= last)) sites.push_back(site);
   }
   return sites;
 }
@@ -130,6 +131,8 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     config_ = ValueOrThrow(models::ReadModelConfig(model_folder));
     weights_ = ValueOrThrow(models::OpenFolderWeights(model_folder, {}));
     method_ = MakeMethod(section);
+    ThrowIfError(method_->Open(
+        {config_.model_type, models::ListSites(config_), static_cast<int>(config_.num_layers)}));
     if (task != "causal_lm") AddTaskHead();
     matched_ = ValueOrThrow(method_->MatchSites(SitesInLayers(config_, section)));
     const json peft = json::parse(std::ifstream(folder + "/initial/adapter_config.json"));
@@ -168,11 +171,11 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     stage.backbone = ValueOrThrow(models::BuildBackbone(config_, range, *weights_, options));
     std::vector<models::SiteSpec> here;
     for (const models::SiteSpec& site : matched_) {
-      const bool is_here =
-          site.id.role == models::Role::kHead
-              ? range.head
-              : site.id.layer >= range.first_layer && site.id.layer < range.end_layer();
-      if (is_here) here.push_back(site);
+      const models::Role role = site.id.role;
+      const bool in_range = site.id.layer >= range.first_layer && site.id.layer < range.end_layer();
+      const bool outside = (role == models::Role::kEmbed && range.embed) ||
+                           (role == models::Role::kHead && range.head);
+      if (in_range || outside) here.push_back(site);
     }
     adapters::AttachOptions attach;
     attach.num_layers = static_cast<int>(config_.num_layers);
@@ -205,8 +208,11 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
   torch::Tensor Logits(const torch::Tensor& h, models::SiteContext& context) {
     Backbone& last = *stages_.back().backbone;
     if (has_head_) return last.TaskOutputs(h, context).view({-1});
-    std::vector<int64_t> rows(static_cast<size_t>(context.batch->num_rows()));
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+    std::vector<int64_t> rows;
+    for (const models::Segment& segment : context.batch->segments) {
+      const int64_t end = segment.begin + segment.length;
+      for (int64_t row = segment.prompt_begin(); row < end; ++row) rows.push_back(row);
+    }
     return last.Logits(h, rows);
   }
 
@@ -223,7 +229,9 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     for (const models::SiteSpec& site : matched_) {
       if (!site.fused()) continue;
       for (auto& [name, value] : joined) {
-        if (name == "base_model.model." + site.module + ".red_scale") value = value * (value != 1);
+        const std::string module = "base_model.model." + site.module;
+        const bool is_scale = name == module + ".red_scale" || name == module + ".ia3_l";
+        if (is_scale) value = value * (value != 1);
       }
     }
     return joined;
@@ -246,7 +254,8 @@ TEST_P(OracleTest, LogitsOfSamples) {
   const auto logits = WithPrefix(numbers_, "logits/");
   ASSERT_FALSE(logits.empty());
   for (const auto& [sample, expected] : logits) {
-    const models::MicroBatch batch = trainer::Collate(*data_, {std::stoll(sample)}, 1, 0);
+    const models::MicroBatch batch =
+        trainer::Collate(*data_, {std::stoll(sample)}, 1, 0, method_->virtual_rows());
     models::SiteContext context;
     const torch::Tensor h = Forward(batch, &context);
     const torch::Tensor ours = Logits(h, context);
@@ -257,7 +266,7 @@ TEST_P(OracleTest, LogitsOfSamples) {
 
 TEST_P(OracleTest, LossAndGradientsOfTheFirstStep) {
   const std::vector<int64_t> samples = FirstGlobalBatch();
-  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0);
+  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0, method_->virtual_rows());
   const auto count = static_cast<double>(trainer::CountTrainedTokens(*data_, samples));
   models::SiteContext context;
   const torch::Tensor h = Forward(batch, &context);

@@ -1,4 +1,4 @@
-"""The reference: HF transformers with HF PEFT (LoRA) or a plain RED, one sample at a time, float32 unless said.
+"""The reference: HF transformers with HF PEFT (LoRA, IA3, prompt tuning), a plain RED or a method of plain_methods.py, one sample at a time, float32 unless said.
 
 Samples are never padded or batched here, so that nothing of the reference depends on who else is in a batch.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +18,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from plain_methods import METHODS, Plain
 from variants import NUM_LABELS, module_of
 
 PREFIX = "base_model.model."
@@ -151,28 +152,80 @@ def new_adapter(model, adapter):
         return Red(model, dict(method="none", sites=[]))
     if adapter["method"] == "red":
         return Red(model, adapter)
+    if adapter["method"] in METHODS:
+        return METHODS[adapter["method"]](model, adapter)
+    if adapter["method"] == "prompt_tuning":
+        rows = adapter["prompt_length"]
+        config = PromptTuningConfig(num_virtual_tokens=rows, task_type="CAUSAL_LM")
+        return get_peft_model(model, config)
+    if adapter["method"] == "ia3":
+        return new_ia3(model, adapter)
+    return new_lora(model, adapter)
+
+
+def new_ia3(model, adapter):
     modules = adapted_modules(model, adapter)
-    split = {} if adapter.get("fused") == "joint" else {m: r for m, r in modules.items() if m.endswith("c_attn")}
-    patterns = {m: len(roles) for m, roles in split.items() if len(roles) > 1}
-    rslora = adapter.get("rslora", False)
-    config = LoraConfig(
-        r=adapter["rank"],
-        lora_alpha=adapter["alpha"],
-        use_rslora=rslora,
-        rank_pattern={m: n * adapter["rank"] for m, n in patterns.items()},
-        alpha_pattern={m: (n**0.5 if rslora else n) * adapter["alpha"] for m, n in patterns.items()},
+    config = IA3Config(
         target_modules=list(modules),
+        feedforward_modules=[m for m, roles in modules.items() if roles == ["ffn.down"]],
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type=task_type(model),
+    )
+    model = get_peft_model(model, config)
+    for module, roles in modules.items():
+        if module.endswith("c_attn"):
+            vector = model.get_submodule(f"{PREFIX}{module}").ia3_l["default"]
+            mask = torch.zeros_like(vector)
+            for rows in fused_rows(module, roles, len(vector)):
+                mask[rows] = 1
+            train_only(vector, mask)
+    return model
+
+
+def lora_sizes(model, adapter):
+    """Module -> (its roles, rank, alpha)."""
+    if adapter["method"] == "lora":
+        modules = adapted_modules(model, adapter)
+        return {m: (roles, adapter["rank"], adapter["alpha"]) for m, roles in modules.items()}
+    sizes = {}
+    for kept in json.loads(Path(adapter["setting"]).read_text())["keep"]:
+        for role in kept["roles"]:
+            module = module_of(model.config.model_type, kept["layer"], role)
+            sizes.setdefault(module, ([], kept["rank"], kept["alpha"]))[0].append(role)
+    return sizes
+
+
+def new_lora(model, adapter):
+    sizes = lora_sizes(model, adapter)
+    joint = adapter.get("fused") == "joint"
+    rslora = adapter.get("rslora", False)
+    # Roles of a fused projection that are adapted one by one: one LoRA of so many times the rank.
+    parts = {m: 1 if joint else len(roles) for m, (roles, _, _) in sizes.items()}
+    ranks = {m: parts[m] * rank for m, (_, rank, _) in sizes.items()}
+    alphas = {
+        m: alpha * (parts[m] ** 0.5 if rslora else parts[m]) for m, (_, _, alpha) in sizes.items()
+    }
+    _, rank, alpha = next(iter(sizes.values()))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        rank_pattern={m: r for m, r in ranks.items() if r != rank},
+        alpha_pattern={m: a for m, a in alphas.items() if a != alpha},
+        target_modules=list(sizes),
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type=task_type(model),
     )
     model = get_peft_model(model, config)
-    for module, roles in split.items():
+    for module, (roles, rank, _) in sizes.items():
+        if joint or not module.endswith("c_attn"):
+            continue
         b = model.get_submodule(f"{PREFIX}{module}.lora_B.default").weight
         mask = torch.zeros_like(b)
         for i, rows in enumerate(fused_rows(module, roles, b.shape[0])):
-            mask[rows, i * adapter["rank"] : (i + 1) * adapter["rank"]] = 1
+            mask[rows, i * rank : (i + 1) * rank] = 1
         train_only(b, mask)
     return model
 
@@ -185,6 +238,10 @@ def load_adapter(model, folder, trainable=False):
         red = Red(model, adapter | dict(what=config.get("what", "scale_and_bias")))
         red.load(folder)
         return red
+    if config["peft_type"].lower() in METHODS:
+        plain = METHODS[config["peft_type"].lower()](model, config)
+        plain.load(folder)
+        return plain
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
@@ -192,8 +249,14 @@ def trained(model):
     """Trained tensors by their name in the adapter folder."""
     if isinstance(model, Red):
         return dict(model.vectors)
+    if isinstance(model, Plain):
+        return dict(model.tensors)
     return {
-        name.replace(".modules_to_save", "").replace(".default", ""): value
+        (
+            "prompt_embeddings"
+            if "prompt_encoder" in name
+            else name.replace(".modules_to_save", "").replace(".default", "")
+        ): value
         for name, value in model.named_parameters()
         if value.requires_grad
     }
@@ -208,31 +271,41 @@ def randomize_adapter(model, seed):
             is_head = name.removeprefix(PREFIX).split(".")[0] in HEADS
             if name.endswith("lora_A.weight") or is_head and value.dim() == 2:
                 value.copy_(noise / value.shape[1] ** 0.5)
-            elif name.endswith("red_scale"):
+            elif name.endswith(("red_scale", "ia3_l")):
                 value.copy_(1 + 0.1 * noise)
+            elif name.endswith("act.a"):
+                value.copy_(torch.tensor([0, 0.5, 0.41075, 0.113566, 0.011184, 0.000171]))
+            elif name.endswith("act.b"):
+                value.copy_(torch.tensor([0, 0.227132, 0, 0.000341]))
             else:
                 value.copy_(0.1 * noise)
             if hasattr(value, "trained_elements"):
-                frozen = 1.0 if name.endswith("red_scale") else 0.0
+                frozen = 1.0 if name.endswith(("red_scale", "ia3_l")) else 0.0
                 value[value.trained_elements == 0] = frozen
 
 
 def save_adapter(model, folder):
     if isinstance(model, Red):
         model.save(folder)
+    elif isinstance(model, Plain):
+        model.save(folder)
     else:
         model.save_pretrained(folder)
 
 
-def logits(model, ids):
-    """(T, V) float32 of one sample."""
+def logits(model, ids, prompt_length=0):
+    """(T, V) float32 of one sample; the leading `prompt_length` tokens are its prompt."""
     for module in model.modules():
         # Dynamic RoPE remembers the longest sample so far; a sample must not depend on those before it.
         if getattr(module, "rope_type", None) == "dynamic":
             module.inv_freq = module.original_inv_freq
             module.max_seq_len_cached = module.original_max_seq_len
-    # (1, T, V), or (1, C) of a task head.
-    return model(input_ids=torch.tensor([ids])).logits[0].float()
+    if isinstance(model, Plain):
+        model.set_prompt(prompt_length)
+        return model.logits(ids)
+    outputs = model(input_ids=torch.tensor([ids])).logits[0].float()
+    # (C) of a task head; else (T, V), where PEFT puts the rows of a soft prompt in front.
+    return outputs if outputs.dim() == 1 else outputs[-len(ids) :]
 
 
 def label_loss(outputs, label):
@@ -243,12 +316,13 @@ def label_loss(outputs, label):
 
 def loss_sum(model, sample):
     if sample.label is not None:
-        return label_loss(logits(model, sample.ids), sample.label)
+        return label_loss(logits(model, sample.ids, sample.prompt_length), sample.label)
     targets = sample.targets()
     if not targets:
         return torch.zeros(())
     rows, ids = (torch.tensor(column) for column in zip(*targets))
-    return F.cross_entropy(logits(model, sample.ids)[rows], ids, reduction="sum")
+    at_rows = logits(model, sample.ids, sample.prompt_length)[rows]
+    return F.cross_entropy(at_rows, ids, reduction="sum")
 
 
 @torch.no_grad()
@@ -262,7 +336,7 @@ def greedy(model, prompt, max_new_tokens):
     """Continuation of a prompt, without a cache; ends with the model's end token where that comes."""
     tokens = []
     while len(tokens) < max_new_tokens:
-        tokens.append(int(logits(model, prompt + tokens)[-1].argmax()))
+        tokens.append(int(logits(model, prompt + tokens, len(prompt))[-1].argmax()))
         if tokens[-1] == model.config.eos_token_id:
             break
     return tokens

@@ -41,6 +41,14 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("roberta_headless_red", 2, id="RoBERTa, regression"),
     pytest.param("gpt2_lora_score", 2, id="GPT-2 with a task head"),
     pytest.param("tied_lora_score", 1, id="Llama with a task head"),
+    pytest.param("gqa_ia3", 3, id="IA3"),
+    pytest.param("gqa_fanlora", 2, id="FanLoRA"),
+    pytest.param("gqa_prompt_tuning", 3, id="prompt tuning"),
+    pytest.param("gqa_idpg", 2, id="IDPG"),
+    pytest.param("gqa_lopa", 3, id="LoPA"),
+    pytest.param("tied_lopa_concat", 2, id="LoPA concat"),
+    pytest.param("gqa_para", 3, id="PARA"),
+    pytest.param("gqa_para_attention_rational", 2, id="PARA attention rational normed"),
 ]
 
 
@@ -77,6 +85,23 @@ LAYOUTS = [
     ("roberta_lora", 2, 2, "1f1b", 1),
     ("roberta_head_alone", 1, 2, "1f1b", 1),  # only the last stage trains, and no layer of it
     ("gpt2_lora_score", 1, 2, "1f1b", 1),
+    ("gqa_ia3", 2, 2, "1f1b", 1),
+    ("gqa_fanlora", 1, 2, "1f1b", 1),
+    ("gqa_fanlora", 1, 4, "1f1b", 1),  # the first stage trains nothing
+    ("gqa_prompt_tuning", 2, 1, "1f1b", 1),
+    ("gqa_prompt_tuning", 1, 2, "1f1b", 2),  # gradients cross to a stage that alone is trained
+    ("gqa_idpg", 2, 2, "1f1b", 1),
+    ("gqa_lopa", 1, 2, "interleaved", 1),
+    ("tied_lopa_concat", 2, 2, "gpipe", 1),
+    ("gqa_para", 2, 1, "1f1b", 2),
+    ("gqa_para", 1, 2, "1f1b", 3),
+    ("gqa_para", 2, 2, "1f1b", 1),
+    ("gpt2_ia3", 1, 2, "1f1b", 1),
+    ("roberta_ia3", 1, 2, "1f1b", 1),
+    ("gpt2_fanlora", 2, 1, "1f1b", 1),
+    ("gpt2_para", 1, 2, "1f1b", 1),
+    ("gpt2_lopa", 1, 2, "gpipe", 2),
+    ("gpt2_prompt_tuning", 2, 1, "1f1b", 1),
 ]
 
 
@@ -95,8 +120,9 @@ def test_manual_split(split, tmp_path):
     train_and_check("gqa_lora", tmp_path, parallel=dict(pipeline=2, split=split))
 
 
-def test_recompute(tmp_path):
-    train_and_check("gqa_lora", tmp_path, model=dict(recompute="layer"))
+@pytest.mark.parametrize("name", ["gqa_lora", "gqa_para", "gqa_lopa"])
+def test_recompute(name, tmp_path):
+    train_and_check(name, tmp_path, model=dict(recompute="layer"))
 
 
 def test_recompute_above_a_frozen_prefix(tmp_path):
@@ -139,7 +165,10 @@ def test_evaluation_during_training(tmp_path):
     assert relative(last["loss"], golden.numbers["eval_after"]) <= LOSS_RELATIVE
 
 
-@pytest.mark.parametrize("name, pipeline", [("gqa_lora", 1), ("gqa_lora", 2), ("gqa_red", 1)])
+BFLOAT16 = [("gqa_lora", 1), ("gqa_lora", 2), ("gqa_red", 1), ("gqa_para", 1), ("gqa_lopa", 2)]
+
+
+@pytest.mark.parametrize("name, pipeline", BFLOAT16)
 def test_bfloat16(name, pipeline, bfloat16_steps, tmp_path):
     """Against HF in bfloat16 with float32 adapters, which is what PEFT does too."""
     golden = Golden(name)

@@ -157,6 +157,8 @@ class Case:
     optim: dict
     steps: int = 10
     task: str = "causal_lm"  # or classification (NUM_LABELS classes), regression
+    # fanlora: what setting.json keeps, (layer, roles, rank, alpha).
+    keep: list = field(default_factory=list)
 
 
 def _lora(**keys):
@@ -175,6 +177,25 @@ def _optim(**keys):
         global_batch=4,
     )
     return defaults | keys
+
+
+def _para(**keys):
+    defaults = dict(
+        method="para",
+        sites=["attn.q", "attn.v", "ffn.up"],
+        rank=6,
+        pooling="mean",
+        activation="gelu",
+        input="layer_in",
+        bias=False,
+        dropout=0.0,
+    )
+    return defaults | keys
+
+
+def _lopa(**keys):
+    defaults = dict(method="lopa", prompt_length=5, rank=2, hidden=12, dropout=0.0, fusion="gated")
+    return defaults | dict(encoder=dict(type="embedding_mean")) | keys
 
 
 NUM_TRAIN_SAMPLES = 14  # no multiple of the batch sizes: batches wrap at the end of an epoch
@@ -198,6 +219,45 @@ CASES |= {
     "gqa_red": Case("gqa", dict(method="red"), _optim(weight_decay=0.0, clip_norm=0.36)),
     "biases_red": Case("biases", dict(method="red"), _optim(weight_decay=0.0, clip_norm=0.32)),
     "tied_red": Case("tied", dict(method="red"), _optim(schedule="constant", warmup_steps=0)),
+    "gqa_ia3": Case("gqa", dict(method="ia3", sites=["attn.k", "attn.v", "ffn.down"]), _optim()),
+    "biases_ia3": Case("biases", dict(method="ia3", sites=ALL_ROLES), _optim()),
+    # Stages with another number of modules each, one layer with none.
+    "gqa_fanlora": Case(
+        "gqa",
+        dict(method="fanlora"),
+        _optim(),
+        keep=[
+            (1, ["attn.q", "attn.k", "ffn.up"], 5, 10.0),
+            (2, ["ffn.down"], 3, 4.5),
+            (3, ["attn.v", "attn.o"], 5, 8.0),
+        ],
+    ),
+    "gqa_prompt_tuning": Case("gqa", dict(method="prompt_tuning", prompt_length=6), _optim()),
+    "tied_prompt_tuning": Case("tied", dict(method="prompt_tuning", prompt_length=1), _optim()),
+    "gqa_idpg": Case(
+        "gqa",
+        dict(
+            method="idpg",
+            prompt_length=4,
+            hidden=12,
+            dropout=0.0,
+            encoder=dict(type="embedding_mean"),
+        ),
+        _optim(),
+    ),
+    "gqa_lopa": Case("gqa", _lopa(), _optim()),
+    "tied_lopa_concat": Case("tied", _lopa(fusion="concat", hidden=0), _optim()),
+    "gqa_lopa_add": Case("gqa", _lopa(fusion="add"), _optim()),
+    "gqa_lopa_max": Case("gqa", _lopa(fusion="max"), _optim()),
+    "gqa_para": Case("gqa", _para(), _optim()),
+    "tied_para_max_bias": Case("tied", _para(pooling="max", bias=True), _optim()),
+    "biases_para_last_relu": Case("biases", _para(pooling="last", activation="relu"), _optim()),
+    "gqa_para_attention_rational": Case(
+        "gqa", _para(pooling="attention", activation="rational", input="normed"), _optim()
+    ),
+    "mistral_para_some": Case(
+        "mistral", _para(sites=["attn.v", "ffn.up"], input="normed"), _optim()
+    ),
 }
 
 _GPT2_ROLES = list(GPT2_MODULE)
@@ -212,6 +272,24 @@ CASES |= {
     "gpt2_red_fused": Case("gpt2", dict(method="red", sites=["attn.q", "attn.v"]), _optim(weight_decay=0.0)),
     "gpt2_headless_red": Case("gpt2_headless", dict(method="red", what="scale"), _optim()),
     "gpt2_headless_lora": Case("gpt2_headless", _lora(sites=["attn.k", "ffn.up"]), _optim()),
+    # Entries of c_attn that no role has stay at one, in HF PEFT too: without decay.
+    "gpt2_ia3": Case(
+        "gpt2",
+        dict(method="ia3", sites=["attn.k", "attn.v", "ffn.down"]),
+        _optim(weight_decay=0.0),
+    ),
+    "gpt2_fanlora": Case(
+        "gpt2",
+        dict(method="fanlora", rslora=True),
+        _optim(),
+        keep=[(0, ["attn.q", "attn.v"], 3, 6.0), (2, ["attn.k", "ffn.up"], 4, 5.0)],
+    ),
+    "gpt2_prompt_tuning": Case("gpt2", dict(method="prompt_tuning", prompt_length=4), _optim()),
+    "gpt2_lopa": Case("gpt2", _lopa(), _optim()),
+    "gpt2_para": Case("gpt2", _para(bias=True), _optim()),
+    "gpt2_para_normed": Case(
+        "gpt2_headless", _para(sites=["attn.q", "ffn.up"], input="normed"), _optim()
+    ),
     "gpt2_untied_red": Case("gpt2_untied", dict(method="red", what="bias"), _optim()),
 }
 
@@ -220,6 +298,12 @@ _CLASSES = dict(task="classification")
 CASES |= {
     "roberta_lora": Case("roberta", _lora(sites=_ROBERTA_ROLES), _optim(clip_norm=1.5), **_CLASSES),
     "roberta_lora_upper": Case("roberta", _lora(sites=["attn.v"], layers="2-3"), _optim(), **_CLASSES),
+    "roberta_ia3": Case(
+        "roberta",
+        dict(method="ia3", sites=["attn.k", "attn.v", "ffn.down"]),
+        _optim(),
+        **_CLASSES,
+    ),
     "roberta_red": Case("roberta", dict(method="red"), _optim(weight_decay=0.0), **_CLASSES),
     # Not attn.k: a shift of all keys changes no softmax, so the gradient of its bias is zero but for rounding.
     "roberta_red_plus": Case(

@@ -1,0 +1,35 @@
+// Prompt tuning (Lester et al., arXiv 2104.08691): m trained rows stand in front of every sample's
+// word embeddings (methods.md 7, 8).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "adapters/adapter.h"
+
+namespace graft::adapters {
+
+class PromptTuning : public Method {
+ public:
+  const char* name() const override { return "prompt_tuning"; }
+  void VisitFields(FieldVisitor& visitor) override;
+  int64_t virtual_rows() const override { return prompt_length_; }
+  // `embed`.
+  absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
+      const std::vector<models::SiteSpec>& model_sites) const override;
+  // prompt_embeddings (m, d).
+  std::vector<ParameterSpec> Parameters(
+      const std::vector<models::SiteSpec>& matched) const override;
+  absl::StatusOr<Attachment> Attach(const std::vector<models::SiteSpec>& matched_on_stage,
+                                    const AttachOptions& options) const override;
+  nlohmann::json PeftConfig(const std::vector<models::SiteSpec>& matched,
+                            const PeftContext& context) const override;
+  absl::Status CheckPeftConfig(const nlohmann::json& config,
+                               const std::string& origin) const override;
+
+ private:
+  int64_t prompt_length_ = 10;
+  std::string init_ = "random";
+};
+
+}  // namespace graft::adapters

@@ -1,0 +1,49 @@
+// What prompt_tuning, idpg and lopa share (methods.md 7): Z stands in the virtual rows in front of
+// each sample's text, in place of word embeddings.
+//
+// Shapes: N rows, D width, K segments that begin here, M virtual rows of each.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+#include <nlohmann/json_fwd.hpp>
+
+#include "absl/status/statusor.h"
+#include "adapters/adapter.h"
+#include "models/site.h"
+
+namespace graft::adapters {
+
+// The segments that have virtual rows: all of a training micro-batch; in generation those whose
+// sequence begins.
+std::vector<models::Segment> SegmentsToFill(const models::MicroBatch& batch);
+
+// h (N, D) with the virtual rows of `segments` replaced by z (K, M, D) float32, or (1, M, D) for
+// all alike, rounded to h's dtype. Differentiable in z (float32 sums) and h; h is left as it is.
+torch::Tensor FillVirtualRows(const torch::Tensor& h, const torch::Tensor& z,
+                              const std::vector<models::Segment>& segments);
+
+// The one place of these methods: the `embed` site.
+absl::StatusOr<std::vector<models::SiteSpec>> EmbedSite(
+    const std::vector<models::SiteSpec>& model_sites);
+
+// First values of M free rows, a leaf that requires grad: N(0, 1), or (`from_vocab`) the word
+// embeddings of M token ids drawn uniformly.
+torch::Tensor InitialPrompt(const AttachOptions& options, const models::SiteSpec& embed,
+                            int64_t num_rows, bool from_vocab);
+
+// `encoder:` of idpg and lopa: where a sample's vector e comes from.
+struct PromptEncoderFields {
+  std::string type = "embedding_mean";
+  void Visit(FieldVisitor& visitor);
+};
+// Error kind input when the folder's encoder is another one.
+absl::Status CheckPromptEncoder(const nlohmann::json& config, const PromptEncoderFields& encoder,
+                                const std::string& origin);
+// e (K, D) float32: the mean of the word embeddings of each prompt. h as the `embed` site sees it.
+torch::Tensor EncodePrompts(const torch::Tensor& h, const std::vector<models::Segment>& segments);
+
+}  // namespace graft::adapters

@@ -1,0 +1,118 @@
+#include "adapters/soft_prompt.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+#include "tests/adapters/testing.h"
+
+namespace graft::adapters {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Two samples that begin with 2 virtual rows each and, in generation, one that goes on.
+models::MicroBatch Mixed() {
+  models::MicroBatch batch;
+  batch.segments = {{1, 0, 5, 2, 2}, {2, 5, 1, 0, 0}, {3, 6, 3, 1, 2}};
+  return batch;
+}
+
+TEST(FillVirtualRows, PutsEachSamplesRowsAndTheirGradients) {
+  const auto segments = SegmentsToFill(Mixed());
+  ASSERT_EQ(segments.size(), 2u);
+  const auto h = at::randn({9, 4}).requires_grad_();
+  const auto z = at::randn({2, 2, 4}).requires_grad_();
+  const auto filled = FillVirtualRows(h, z, segments);
+  auto expected = h.detach().clone();
+  expected.narrow(0, 0, 2).copy_(z[0]);
+  expected.narrow(0, 6, 2).copy_(z[1]);
+  EXPECT_TRUE(at::equal(filled, expected));
+  const auto g = at::randn({9, 4});
+  filled.backward(g);
+  EXPECT_TRUE(at::equal(z.grad()[0], g.narrow(0, 0, 2)));
+  EXPECT_TRUE(at::equal(z.grad()[1], g.narrow(0, 6, 2)));
+  auto text = g.clone();
+  text.narrow(0, 0, 2).zero_();
+  text.narrow(0, 6, 2).zero_();
+  EXPECT_TRUE(at::equal(h.grad(), text));
+}
+
+TEST(FillVirtualRows, OnePromptForAllSumsItsGradient) {
+  const auto h = at::randn({9, 4});
+  const auto before = h.clone();
+  const auto z = at::randn({1, 2, 4}).requires_grad_();
+  const auto filled = FillVirtualRows(h, z, SegmentsToFill(Mixed()));
+  const auto g = at::randn({9, 4});
+  filled.backward(g);
+  EXPECT_LT(RelativeError(z.grad()[0], g.narrow(0, 0, 2) + g.narrow(0, 6, 2)), 1e-6);
+  EXPECT_TRUE(at::equal(h, before));
+}
+
+TEST(FillVirtualRows, RoundsOnceToTheModelsType) {
+  const auto z = at::randn({1, 2, 4});
+  const auto filled = FillVirtualRows(at::zeros({9, 4}, at::kBFloat16), z, SegmentsToFill(Mixed()));
+  EXPECT_TRUE(at::equal(filled.narrow(0, 0, 2), z[0].to(at::kBFloat16)));
+}
+
+TEST(InitialPrompt, FromVocabTakesEmbeddingsOfDrawnTokens) {
+  AttachOptions options;
+  options.seed = 5;
+  options.vocab_size = 7;
+  const auto table = at::randn({7, 3});
+  std::vector<int64_t> drawn;
+  options.word_embeddings = [&](const std::vector<int64_t>& ids) {
+    drawn = ids;
+    return table.index_select(0, at::tensor(ids));
+  };
+  const models::SiteSpec embed = {{2, models::Role::kEmbed}, "model.embed_tokens", 3, 3, false};
+  const auto prompt = InitialPrompt(options, embed, 200, /*from_vocab=*/true);
+  ASSERT_EQ(drawn.size(), 200u);
+  EXPECT_TRUE(at::equal(prompt, table.index_select(0, at::tensor(drawn))));
+  EXPECT_TRUE(prompt.requires_grad() && prompt.is_leaf());
+  std::vector<int64_t> sorted = drawn;
+  std::sort(sorted.begin(), sorted.end());
+  EXPECT_EQ(sorted.front(), 0);
+  EXPECT_EQ(sorted.back(), 6);
+}
+
+TEST(InitialPrompt, RandomIsStandardNormal) {
+  const models::SiteSpec embed = {{2, models::Role::kEmbed}, "model.embed_tokens", 50, 50, false};
+  const auto prompt = InitialPrompt(AttachOptions(), embed, 100, /*from_vocab=*/false);
+  EXPECT_NEAR(prompt.mean().item<double>(), 0.0, 0.05);
+  EXPECT_NEAR(prompt.std().item<double>(), 1.0, 0.05);
+}
+
+TEST(SoftPrompts, AModelFolderAsEncoderIsARecipeError) {
+  for (const char* name : {"idpg", "lopa"}) {
+    const auto method = *NewMethod(name);
+    const absl::Status status = ReadFieldList({{"encoder.type", "model"}}, "test",
+                                              [&](FieldVisitor& v) { method->VisitFields(v); });
+    EXPECT_EQ(ExitCodeOf(status), 78);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("embedding_mean"));
+  }
+}
+
+TEST(SoftPrompts, FoldersThatMeanSomethingElseAreRefused) {
+  const auto sites = LlamaSites(1, 8, 4, 12);
+  const auto gated = MethodWith("lopa", {}), added = MethodWith("lopa", {{"fusion", "add"}});
+  const auto config = added->PeftConfig(*added->MatchSites(sites), {"base", "CAUSAL_LM"});
+  const absl::Status status = gated->CheckPeftConfig(config, "f");
+  EXPECT_EQ(ExitCodeOf(status), 65);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("fusion is \"add\""));
+
+  const auto ten = MethodWith("prompt_tuning", {});
+  const auto five = MethodWith("prompt_tuning", {{"prompt_length", "5"}});
+  const auto of_five = five->PeftConfig(*five->MatchSites(sites), {"base", "CAUSAL_LM"});
+  EXPECT_THAT(std::string(ten->CheckPeftConfig(of_five, "f").message()),
+              HasSubstr("num_virtual_tokens is 5, but adapter.prompt_length is 10"));
+}
+
+TEST(SoftPrompts, ConcatPutsTwiceTheRows) {
+  EXPECT_EQ(MethodWith("lopa", {})->virtual_rows(), 10);
+  EXPECT_EQ(MethodWith("lopa", {{"fusion", "concat"}})->virtual_rows(), 20);
+}
+
+}  // namespace
+}  // namespace graft::adapters

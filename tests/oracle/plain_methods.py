@@ -1,0 +1,212 @@
+"""PARA, IDPG and LoPA in plain Python over HF transformers, written from the methods' formulas: the reference where HF PEFT has none.
+
+One sample at a time: `set_prompt` says how many leading tokens are its prompt.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+PREFIX = "base_model.model."
+
+
+class Plain(torch.nn.Module):
+    """A frozen model with trained `tensors` by their name in the adapter folder."""
+
+    def __init__(self, model, adapter):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.keys = adapter
+        self.prompt_length = 0
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.tensors = {}
+
+    def new(self, name, *shape):
+        self.tensors[name] = torch.nn.Parameter(torch.zeros(*shape))
+        return self.tensors[name]
+
+    def set_prompt(self, length):
+        self.prompt_length = length
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"peft_type": self.keys["method"].upper(), "task_type": "CAUSAL_LM"}
+        config |= {k: v for k, v in self.keys.items() if k != "method"}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+        tensors = {name: value.detach() for name, value in self.tensors.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def load(self, folder):
+        with torch.no_grad():
+            for name, value in load_file(Path(folder) / "adapter_model.safetensors").items():
+                self.tensors[name].copy_(value)
+
+    def logits(self, ids):
+        return self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+
+
+def rational(x, a, b):
+    numerator = sum(a[j] * x**j for j in range(6))
+    return numerator / (1 + sum(b[k - 1] * x**k for k in range(1, 5)).abs())
+
+
+class Para(Plain):
+    """arXiv 2502.01033: vectors made from the prompt's states of each layer scale q, v and the FFN's up states."""
+
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
+        rank, d = adapter["rank"], model.config.hidden_size
+        for path, layer in layers_of(model):
+            name = f"{PREFIX}{path}.para."
+            widths = {role: layer.widths[role] for role in adapter["sites"]}
+            outputs = sum(widths.values())
+            t = {"down.weight": self.new(name + "down.weight", rank, d)}
+            t["up.weight"] = self.new(name + "up.weight", outputs, rank)
+            if adapter["bias"]:
+                t["down.bias"] = self.new(name + "down.bias", rank)
+                t["up.bias"] = self.new(name + "up.bias", outputs)
+            if adapter["pooling"] == "attention":
+                t["pool.weight"] = self.new(name + "pool.weight", d)
+            if adapter["activation"] == "rational":
+                t["act.a"] = self.new(name + "act.a", 6)
+                t["act.b"] = self.new(name + "act.b", 4)
+            self.hook(layer, t, widths)
+
+    def pool(self, states, tensors):
+        if self.keys["pooling"] == "mean":
+            return states.mean(0)
+        if self.keys["pooling"] == "last":
+            return states[-1]
+        if self.keys["pooling"] == "max":
+            return states.max(0).values
+        scores = states @ tensors["pool.weight"] / states.shape[1] ** 0.5
+        return torch.softmax(scores, 0) @ states
+
+    def vectors(self, states, tensors, widths):
+        prompt = states[0, : self.prompt_length].float()
+        pooled = self.pool(prompt, tensors) if len(prompt) else torch.zeros(states.shape[2])
+        z = F.linear(pooled, tensors["down.weight"], tensors.get("down.bias"))
+        if self.keys["activation"] == "rational":
+            z = rational(z, tensors["act.a"], tensors["act.b"])
+        else:
+            z = ACTIVATIONS[self.keys["activation"]](z)
+        made = 1 + F.linear(z, tensors["up.weight"], tensors.get("up.bias"))
+        return dict(zip(widths, made.split(list(widths.values()))))
+
+    def hook(self, layer, tensors, widths):
+        made = {}
+
+        def read(states):
+            made.update(self.vectors(states, tensors, widths))
+
+        def scale(role, y):
+            if role not in widths:
+                return y
+            return (y.float() * made[role]).to(y.dtype)
+
+        if self.keys["input"] == "layer_in":
+            layer.block.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
+        else:
+            layer.norm.register_forward_hook(lambda _, __, y: read(y))
+        layer.scale_outputs(scale)
+        layer.down.register_forward_pre_hook(lambda _, inputs: (scale("ffn.up", inputs[0]),))
+
+
+class LlamaLayer:
+    def __init__(self, block):
+        self.block, self.norm, self.down = block, block.input_layernorm, block.mlp.down_proj
+        self.projections = {"attn.q": block.self_attn.q_proj, "attn.v": block.self_attn.v_proj}
+        self.widths = {role: linear.out_features for role, linear in self.projections.items()}
+        self.widths["ffn.up"] = block.mlp.up_proj.out_features
+
+    def scale_outputs(self, scale):
+        for role, linear in self.projections.items():
+            linear.register_forward_hook(lambda _, __, y, role=role: scale(role, y))
+
+
+class Gpt2Layer:
+    def __init__(self, block):
+        self.block, self.norm, self.down = block, block.ln_1, block.mlp.c_proj
+        d = block.ln_1.normalized_shape[0]
+        self.widths = {"attn.q": d, "attn.v": d, "ffn.up": block.mlp.c_fc.nf}
+
+    def scale_outputs(self, scale):
+        def parts(_, __, y):
+            q, k, v = y.chunk(3, -1)
+            return torch.cat([scale("attn.q", q), k, scale("attn.v", v)], -1)
+
+        self.block.attn.c_attn.register_forward_hook(parts)
+
+
+def layers_of(model):
+    """HF path and the places of every layer."""
+    if model.config.model_type == "gpt2":
+        return [(f"transformer.h.{i}", Gpt2Layer(b)) for i, b in enumerate(model.transformer.h)]
+    return [(f"model.layers.{i}", LlamaLayer(b)) for i, b in enumerate(model.model.layers)]
+
+
+class SoftPrompt(Plain):
+    """Rows in front of the word embeddings, made from the mean word embedding of the prompt's tokens."""
+
+    def head(self, prefix, inputs, hidden, outputs):
+        shapes = {"0.weight": (hidden, inputs), "0.bias": (hidden,)}
+        shapes |= {"2.weight": (outputs, hidden), "2.bias": (outputs,)}
+        return {key: self.new(f"{prefix}.{key}", *shape) for key, shape in shapes.items()}
+
+    @staticmethod
+    def run_head(head, e):
+        return F.linear(
+            torch.tanh(F.linear(e, head["0.weight"], head["0.bias"])),
+            head["2.weight"],
+            head["2.bias"],
+        )
+
+    def logits(self, ids):
+        words = self.model.get_input_embeddings()(torch.tensor(ids))
+        prompt = words[: self.prompt_length].float()
+        rows = self.rows(prompt.mean(0) if len(prompt) else torch.zeros(words.shape[1]))
+        inputs = torch.cat([rows.to(words.dtype), words])[None]
+        return self.model(inputs_embeds=inputs, use_cache=False).logits[0, len(rows) :].float()
+
+
+class Idpg(SoftPrompt):
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
+        d, self.m = model.config.hidden_size, adapter["prompt_length"]
+        self.generator = self.head("idpg", d, adapter["hidden"] or d, self.m * d)
+
+    def rows(self, e):
+        return self.run_head(self.generator, e).reshape(self.m, -1)
+
+
+class Lopa(SoftPrompt):
+    def __init__(self, model, adapter):
+        super().__init__(model, adapter)
+        d, self.m, self.r = model.config.hidden_size, adapter["prompt_length"], adapter["rank"]
+        hidden = adapter["hidden"] or d
+        self.shared = self.new("lopa.prompt", self.m, d)
+        self.row = self.head("lopa.row", d, hidden, self.m * self.r)
+        self.column = self.head("lopa.col", d, hidden, d * self.r)
+
+    def rows(self, e):
+        u = self.run_head(self.row, e).reshape(self.m, self.r)
+        v = self.run_head(self.column, e).reshape(-1, self.r)
+        made = u @ v.T
+        return {
+            "gated": lambda: self.shared * torch.sigmoid(made),
+            "concat": lambda: torch.cat([self.shared, made]),
+            "add": lambda: self.shared + made,
+            "max": lambda: torch.maximum(self.shared, made),
+        }[self.keys["fusion"]]()
+
+
+METHODS = {"para": Para, "idpg": Idpg, "lopa": Lopa}
