@@ -132,3 +132,22 @@ def test_a_prompt_may_start_from_word_embeddings(tmp_path):
     distance = torch.cdist(prompt, words.detach(), compute_mode="donot_use_mm_for_euclid_dist")
     assert distance.min(1).values.max() < 1e-5
     assert distance.argmin(1).unique().numel() > 1
+
+
+@pytest.mark.parametrize("name, pipeline", [("gqa_lopa", 2), ("gqa_para", 1)])
+def test_a_continued_run_is_the_uninterrupted_one(name, pipeline, tmp_path):
+    def train(output, steps, dropout):
+        keys = recipe(
+            Golden(name),
+            tmp_path / output,
+            parallel=dict(pipeline=pipeline),
+            adapter=dict(dropout=dropout),
+            optim=dict(steps=steps, schedule="constant", warmup_steps=0),
+        )
+        run("train", keys, tmp_path / output)
+        return (tmp_path / output / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    whole = train("whole", 4, dropout=0.2)
+    assert train("parts", 2, dropout=0.2) != whole
+    assert train("parts", 4, dropout=0.2) == whole
+    assert train("plain", 4, dropout=0.0) != whole

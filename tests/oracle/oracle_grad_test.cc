@@ -171,10 +171,11 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     stage.backbone = ValueOrThrow(models::BuildBackbone(config_, range, *weights_, options));
     std::vector<models::SiteSpec> here;
     for (const models::SiteSpec& site : matched_) {
+      const models::Role role = site.id.role;
       const bool in_range = site.id.layer >= range.first_layer && site.id.layer < range.end_layer();
-      const bool at_end = (site.id.role == models::Role::kEmbed && range.embed) ||
-                          (site.id.role == models::Role::kHead && range.head);
-      if (in_range || at_end) here.push_back(site);
+      const bool outside = (role == models::Role::kEmbed && range.embed) ||
+                           (role == models::Role::kHead && range.head);
+      if (in_range || outside) here.push_back(site);
     }
     adapters::AttachOptions attach;
     attach.num_layers = static_cast<int>(config_.num_layers);
@@ -208,9 +209,9 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     Backbone& last = *stages_.back().backbone;
     if (has_head_) return last.TaskOutputs(h, context).view({-1});
     std::vector<int64_t> rows;
-    for (int64_t row = context.batch->segments[0].prompt_begin(); row < context.batch->num_rows();
-         ++row) {
-      rows.push_back(row);
+    for (const models::Segment& segment : context.batch->segments) {
+      const int64_t end = segment.begin + segment.length;
+      for (int64_t row = segment.prompt_begin(); row < end; ++row) rows.push_back(row);
     }
     return last.Logits(h, rows);
   }
@@ -228,7 +229,9 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     for (const models::SiteSpec& site : matched_) {
       if (!site.fused()) continue;
       for (auto& [name, value] : joined) {
-        if (name == "base_model.model." + site.module + ".red_scale") value = value * (value != 1);
+        const std::string module = "base_model.model." + site.module;
+        const bool is_scale = name == module + ".red_scale" || name == module + ".ia3_l";
+        if (is_scale) value = value * (value != 1);
       }
     }
     return joined;

@@ -252,9 +252,11 @@ def trained(model):
     if isinstance(model, Plain):
         return dict(model.tensors)
     return {
-        "prompt_embeddings"
-        if "prompt_encoder" in name
-        else name.replace(".modules_to_save", "").replace(".default", ""): value
+        (
+            "prompt_embeddings"
+            if "prompt_encoder" in name
+            else name.replace(".modules_to_save", "").replace(".default", "")
+        ): value
         for name, value in model.named_parameters()
         if value.requires_grad
     }
@@ -301,11 +303,9 @@ def logits(model, ids, prompt_length=0):
     if isinstance(model, Plain):
         model.set_prompt(prompt_length)
         return model.logits(ids)
-    outputs = model(input_ids=torch.tensor([ids]))
-    if outputs.logits.dim() == 2:  # (1, C) of a task head
-        return outputs.logits[0].float()
-    # PEFT puts the rows of a soft prompt in front.
-    return outputs.logits[0, -len(ids) :].float()
+    outputs = model(input_ids=torch.tensor([ids])).logits[0].float()
+    # (C) of a task head; else (T, V), where PEFT puts the rows of a soft prompt in front.
+    return outputs if outputs.dim() == 1 else outputs[-len(ids) :]
 
 
 def label_loss(outputs, label):
@@ -316,7 +316,7 @@ def label_loss(outputs, label):
 
 def loss_sum(model, sample):
     if sample.label is not None:
-        return label_loss(logits(model, sample.ids), sample.label)
+        return label_loss(logits(model, sample.ids, sample.prompt_length), sample.label)
     targets = sample.targets()
     if not targets:
         return torch.zeros(())

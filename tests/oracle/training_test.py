@@ -97,6 +97,7 @@ LAYOUTS = [
     ("gqa_para", 1, 2, "1f1b", 3),
     ("gqa_para", 2, 2, "1f1b", 1),
     ("gpt2_ia3", 1, 2, "1f1b", 1),
+    ("roberta_ia3", 1, 2, "1f1b", 1),
     ("gpt2_fanlora", 2, 1, "1f1b", 1),
     ("gpt2_para", 1, 2, "1f1b", 1),
     ("gpt2_lopa", 1, 2, "gpipe", 2),

@@ -298,6 +298,12 @@ _CLASSES = dict(task="classification")
 CASES |= {
     "roberta_lora": Case("roberta", _lora(sites=_ROBERTA_ROLES), _optim(clip_norm=1.5), **_CLASSES),
     "roberta_lora_upper": Case("roberta", _lora(sites=["attn.v"], layers="2-3"), _optim(), **_CLASSES),
+    "roberta_ia3": Case(
+        "roberta",
+        dict(method="ia3", sites=["attn.k", "attn.v", "ffn.down"]),
+        _optim(),
+        **_CLASSES,
+    ),
     "roberta_red": Case("roberta", dict(method="red"), _optim(weight_decay=0.0), **_CLASSES),
     # Not attn.k: a shift of all keys changes no softmax, so the gradient of its bias is zero but for rounding.
     "roberta_red_plus": Case(
