@@ -59,6 +59,15 @@ void Flatten(const YamlNode& node, const std::string& prefix, TextMap* texts) {
   }
 }
 
+// Every key of a resolved recipe.
+absl::StatusOr<TextMap> RecipeTexts(const std::string& recipe_yaml) {
+  const absl::StatusOr<YamlNode> root = ParseYaml(recipe_yaml, sharding::kRecipeName);
+  if (!root.ok()) return InputError(std::string(root.status().message()));
+  TextMap all;
+  Flatten(*root, "", &all);
+  return all;
+}
+
 }  // namespace
 
 void StateToManifest(const RunState& state, const std::string& metric,
@@ -117,10 +126,7 @@ std::string AdapterConfigSha256(const Recipe& recipe,
 }
 
 absl::StatusOr<TextMap> FixedRecipeTexts(const std::string& recipe_yaml) {
-  const absl::StatusOr<YamlNode> root = ParseYaml(recipe_yaml, sharding::kRecipeName);
-  if (!root.ok()) return InputError(std::string(root.status().message()));
-  TextMap all;
-  Flatten(*root, "", &all);
+  GRAFT_ASSIGN_OR_RETURN(TextMap all, RecipeTexts(recipe_yaml));
   std::erase_if(all, [](const auto& entry) { return !IsFixed(entry.first); });
   return all;
 }
@@ -130,7 +136,11 @@ std::string ResumeSha256(const TextMap& fixed) { return Sha256Hex(nlohmann::json
 absl::StatusOr<TextMap> FixedTexts(const sharding::Manifest& manifest,
                                    const std::string& recipe_yaml) {
   GRAFT_ASSIGN_OR_RETURN(TextMap fixed, FixedRecipeTexts(recipe_yaml));
-  fixed["adapter.parameters"] = manifest.adapter.config_sha256;
+  // With a setting the parameters follow from it: that is the key to name.
+  GRAFT_ASSIGN_OR_RETURN(const TextMap all, RecipeTexts(recipe_yaml));
+  const char* const source =
+      all.contains("adapter.setting") ? "adapter.setting" : "adapter.parameters";
+  fixed[source] = manifest.adapter.config_sha256;
   fixed["data.fingerprint"] = manifest.data.fingerprint;
   fixed["data.tokenizer_sha256"] = manifest.data.tokenizer_sha256.value_or("null");
   fixed["model.fingerprint"] = manifest.base.fingerprint;
