@@ -64,7 +64,8 @@ child=
 forward() { [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null; }
 run_forwarding() {
   trap forward USR1 TERM INT
-  "$@" &
+  # In a session of its own: Ctrl-C in a terminal reaches this script alone.
+  setsid "$@" &
   child=$!
   # A trapped signal ends `wait` early: again, until the command is gone. The shell keeps its exit code.
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done

@@ -42,7 +42,7 @@ def processes(**environment):
 class Job:
     """`command` (a list) in the background; stdout and stderr go to files in `folder`."""
 
-    def __init__(self, command, folder):
+    def __init__(self, command, folder, new_group=False):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
@@ -54,6 +54,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                process_group=0 if new_group else None,
             )
 
     @property

@@ -2,11 +2,39 @@
 
 import os
 import signal
+from pathlib import Path
 
+import pytest
+import yaml
 from graft_program import Golden, metrics, recipe
-from job import graft_job, steps_done, until
+from job import BINARY_DIR, Job, graft_job, steps_done, until
 
 ORPHAN_SECONDS = 5
+SINGLE_NODE = Path(os.environ["GRAFT_SOURCE_DIR"]) / "launch" / "mpirun" / "single_node.sh"
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM", "INT"])
+def test_a_signal_to_the_launch_script_saves_and_stops(name, tmp_path):
+    output = tmp_path / "run"
+    keys = recipe(
+        Golden("gqa_lora"),
+        output,
+        optim=dict(steps=1_000_000),
+        parallel=dict(device="cpu", data=2),
+    )
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(keys))
+    graft = f"GRAFT={BINARY_DIR / 'graft'}"
+    command = ["env", graft, SINGLE_NODE, 2, "train", "--config", config]
+    job = Job(command, tmp_path / "job", new_group=True)
+    until(lambda: steps_done(output) >= 5, 60, "five steps")
+    # The whole group, as a terminal does.
+    os.killpg(job.process.pid, getattr(signal, f"SIG{name}"))
+    code, _ = job.wait(30)
+    assert code == 75, job.err
+    assert job.last_line.startswith("graft: stopped: on request after step ")
+    assert len(metrics(output, "checkpoint")) == 1
+    assert not job.left_over()
 
 
 def test_killing_mpirun_leaves_no_orphan(tmp_path, rounds):
