@@ -58,19 +58,41 @@ mpirun_flags() {
   [ "${#more[@]}" -eq 0 ] || printf '%s\n' "${more[@]}"
 }
 
+# mpirun waits up to a quarter of an hour for a node that does not answer, when its own ranks have long ended: then it is killed.
+STUCK_SECONDS=20
+end_stuck_launcher() {
+  local launcher="$1" name had_ranks=0 idle=0
+  name="$(basename "$(find_graft)" | cut -c 1-15)"
+  while sleep 2 && kill -0 "$launcher" 2>/dev/null; do
+    if pgrep -P "$launcher" -x "$name" >/dev/null; then
+      had_ranks=1 idle=0
+    elif [ "$had_ranks" -eq 1 ]; then
+      idle=$((idle + 2))
+    fi
+    [ "$idle" -ge "$STUCK_SECONDS" ] || continue
+    say "mpirun still waits for another node $idle s after the last rank here ended: killed"
+    kill -KILL "$launcher"
+    return
+  done
+}
+
 # Runs a command so that USR1, TERM and INT to this script become USR1 for it, which is how graft is asked to save and stop: a
 # TERM would make mpirun kill its ranks within two seconds. Returns the command's exit code.
 child=
 forward() { [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null; }
 run_forwarding() {
+  local guard
   trap forward USR1 TERM INT
   # In a session of its own: Ctrl-C in a terminal reaches this script alone.
   setsid "$@" &
   child=$!
+  end_stuck_launcher "$child" &
+  guard=$!
   # A trapped signal ends `wait` early: again, until the command is gone. The shell keeps its exit code.
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done
   wait "$child"
   local code=$?
   child=
+  kill "$guard" 2>/dev/null
   return "$code"
 }

@@ -56,8 +56,9 @@ def test_a_host_that_stays_away_ends_the_job(hosts, tmp_path):
     job = start(hosts, tmp_path / "job", 1_000_000, limit)
     until(lambda: steps(job) >= 100, 30, "a hundred steps")
     hosts.cut("host2")
-    code, seconds = job.wait(120)
+    # graft ends within its limit; mpirun would wait for the other host for a quarter of an hour.
+    code, seconds = job.wait(60)
     print(f"job ended {seconds:.1f} s after the cut, code {code}")
-    assert code in (76, 205), job.err
+    assert code in (76, 137, 205), job.err
     assert job.last_line.startswith("graft: error: peer: no end after "), job.err
     assert until(lambda: not [p for p in hosts.processes("host1")], 5, "no process left on host1")
