@@ -3,11 +3,10 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 
+#include "models/layers/rebuilt_state.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
-#include "models/layers/saved_state.h"
 
 namespace graft::models {
 namespace {
@@ -71,48 +70,21 @@ torch::Tensor NormBackward(const torch::Tensor& x, const torch::Tensor& weight32
 }
 
 // What forward, rebuild and backward share: x and rstd are what autograd keeps of a norm.
-class NormState : public Rebuilder {
+class NormState : public RebuiltState {
  public:
   NormState(torch::Tensor x, torch::Tensor weight32, double eps)
       : x_(std::move(x)), weight32_(std::move(weight32)), rstd_(ReciprocalRms(x_, eps)) {}
-  torch::Tensor Compute() const { return Normalise(x_, weight32_, rstd_); }
-  torch::Tensor Get() override {
-    if (!rebuilt_.defined()) {
-      at::NoGradGuard no_grad;
-      rebuilt_ = Compute();
-    }
-    return rebuilt_;
-  }
-  void Release() override { rebuilt_ = torch::Tensor(); }
-  torch::Tensor Backward(const torch::Tensor& dy) {
-    Release();
-    return NormBackward(x_, weight32_, rstd_, dy.contiguous());
-  }
+  torch::Tensor Compute() override { return Normalise(x_, weight32_, rstd_); }
+  torch::Tensor Backward(const torch::Tensor& dy) { return NormBackward(x_, weight32_, rstd_, dy); }
 
  private:
-  torch::Tensor x_, weight32_, rstd_, rebuilt_;
-};
-
-class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
- public:
-  static torch::Tensor forward(torch::autograd::AutogradContext* context,
-                               const torch::Tensor& /*x*/,
-                               const std::shared_ptr<NormState>& state) {
-    SaveState(context, state);
-    return state->Compute();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list dy) {
-    return {SavedState<NormState>(context).Backward(dy[0]), torch::Tensor()};
-  }
+  torch::Tensor x_, weight32_, rstd_;
 };
 
 }  // namespace
 
 SiteInput RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  auto state = std::make_shared<NormState>(x.detach(), weight, eps);
-  torch::Tensor y = RmsNormFunction::apply(x, state);
-  return {y, state};
+  return ApplyRebuilt(x, std::make_shared<NormState>(x.detach(), weight, eps));
 }
 
 }  // namespace graft::models

@@ -3,19 +3,19 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "models/layers/rebuilt_state.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
-#include "models/layers/saved_state.h"
 
 namespace graft::models {
 namespace {
 
 // Reads gate and up from where the layer keeps them.
-class SwiGluState : public Rebuilder {
+class SwiGluState : public RebuiltState {
  public:
   SwiGluState(torch::Tensor gate, torch::Tensor up) : gate_(std::move(gate)), up_(std::move(up)) {}
 
-  torch::Tensor Compute() const {
+  torch::Tensor Compute() override {
     torch::Tensor y = at::empty_like(gate_);
     const int64_t width = gate_.size(1);
     rows::ParallelRows(gate_.size(0), width, [&](int64_t begin, int64_t end) {
@@ -28,15 +28,6 @@ class SwiGluState : public Rebuilder {
     });
     return y;
   }
-
-  torch::Tensor Get() override {
-    if (!rebuilt_.defined()) {
-      at::NoGradGuard no_grad;
-      rebuilt_ = Compute();
-    }
-    return rebuilt_;
-  }
-  void Release() override { rebuilt_ = torch::Tensor(); }
 
   torch::autograd::variable_list Backward(const torch::Tensor& dy) {
     Release();
@@ -56,7 +47,7 @@ class SwiGluState : public Rebuilder {
   }
 
  private:
-  torch::Tensor gate_, up_, rebuilt_;
+  torch::Tensor gate_, up_;
 };
 
 class SwiGluFunction : public torch::autograd::Function<SwiGluFunction> {

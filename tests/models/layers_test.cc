@@ -6,9 +6,11 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "models/layers/activation.h"
 #include "models/layers/attention.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/head_loss.h"
+#include "models/layers/layer_norm.h"
 #include "models/layers/recompute.h"
 #include "models/layers/rms_norm.h"
 #include "models/layers/rope.h"
@@ -99,6 +101,72 @@ TEST_F(LayersTest, RmsNormAndItsRebuilder) {
   EXPECT_TRUE(at::equal(normed.rebuilder->Get(), normed.value.detach()));
   EXPECT_FALSE(normed.rebuilder->Get().requires_grad());
   ExpectSame(normed.value, PlainNorm(x, weight, 1e-5), {x}, 1e-6);
+}
+
+TEST_F(LayersTest, LayerNormAndItsRebuilder) {
+  const Tensor x = Random({9, 32}), weight = Random({32}, false), bias = Random({32}, false);
+  const SiteInput normed = LayerNorm(x, weight, bias, 1e-5);
+  EXPECT_TRUE(at::equal(normed.rebuilder->Get(), normed.value.detach()));
+  EXPECT_FALSE(normed.rebuilder->Get().requires_grad());
+  const Tensor centred = x - x.mean(-1, true);
+  const Tensor deviation = (centred.pow(2).mean(-1, true) + 1e-5).sqrt();
+  ExpectSame(normed.value, centred / deviation * weight + bias, {x}, 1e-6);
+}
+
+TEST_F(LayersTest, LayerNormInBFloat16RoundsOnce) {
+  const Tensor x = at::randn({5, 64}).to(torch::kBFloat16).requires_grad_(true);
+  const Tensor weight = at::randn({64}), bias = at::randn({64});
+  const Tensor y = LayerNorm(x, weight, bias, 1e-5).value;
+  EXPECT_EQ(y.scalar_type(), torch::kBFloat16);
+  const Tensor wide = x.detach().to(torch::kFloat32).requires_grad_(true);
+  const Tensor want = LayerNorm(wide, weight, bias, 1e-5).value;
+  EXPECT_LE(RelativeError(y.detach(), want.detach()), 3e-3);
+  const Tensor dy = at::randn_like(y);
+  EXPECT_LE(RelativeError(torch::autograd::grad({y}, {x}, {dy})[0],
+                          torch::autograd::grad({want}, {wide}, {dy.to(torch::kFloat32)})[0]),
+            3e-3);
+}
+
+TEST_F(LayersTest, ActivationsAndTheirRebuilders) {
+  const Tensor x = Random({9, 33});
+  const double root = std::sqrt(0.5), slope = std::sqrt(2 / M_PI);
+  const std::pair<const char*, Tensor> wanted[] = {
+      {"gelu", 0.5 * x * (1 + at::erf(x * root))},
+      {"gelu_new", 0.5 * x * (1 + at::tanh(slope * (x + 0.044715 * x.pow(3))))},
+      {"relu", x.clamp_min(0)}};
+  for (const auto& [name, want] : wanted) {
+    const SiteInput activated = Activation(x, ActivationOf(name));
+    EXPECT_TRUE(at::equal(activated.rebuilder->Get(), activated.value.detach())) << name;
+    ExpectSame(activated.value, want, {x}, 1e-6);
+  }
+}
+
+TEST_F(LayersTest, AttentionInBothDirections) {
+  const Tensor q = Random({100, 16}), k = Random({100, 16}), v = Random({100, 16});
+  const AttentionShape shape{2, 2, 8, 0, /*causal=*/false};
+  const std::vector<Segment> segments{{0, 0, 70, 0}, {1, 70, 30, 0}};
+  std::vector<Tensor> samples;
+  for (const Segment& s : segments) {
+    const auto heads = [&](const Tensor& x) {
+      return x.narrow(0, s.begin, s.length).view({s.length, 2, 8}).transpose(0, 1);
+    };
+    const Tensor scores = at::matmul(heads(q), heads(k).transpose(1, 2)) / std::sqrt(8.0);
+    samples.push_back(
+        at::matmul(at::softmax(scores, -1), heads(v)).transpose(0, 1).reshape({s.length, 16}));
+  }
+  ExpectSame(Attention(q, k, v, segments, shape), at::cat(samples), {q, k, v}, 2e-6);
+}
+
+// A matrix stored as (in, out) and cut over its outputs, as GPT-2's Conv1D.
+TEST_F(LayersTest, FrozenLinearOfAPartOfATransposedMatrix) {
+  const Tensor x = Random({17, 24}), stored = Random({24, 90}, false);
+  for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
+    const Tensor part = stored.to(type).narrow(1, 30, 30);
+    const FrozenLinear linear(MakeFrozenWeight(part.t()), Tensor());
+    const Tensor input = x.detach().to(type).requires_grad_(true);
+    ExpectSame(linear.Forward(input), at::mm(input, part), {input},
+               type == torch::kFloat32 ? 1e-6 : 6e-3);
+  }
 }
 
 TEST_F(LayersTest, SwiGluAndItsRebuilder) {

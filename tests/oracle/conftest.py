@@ -3,7 +3,7 @@ import torch
 
 import prepared_data
 import reference
-from graft_program import GOLDENS, Golden
+from graft_program import GOLDENS, Golden, data_folder
 
 torch.set_num_threads(1)
 
@@ -17,9 +17,9 @@ def bfloat16_steps():
         if name not in records:
             golden = Golden(name)
             case = golden.numbers["case"]
-            model = reference.load_model(golden.model, torch.bfloat16)
+            model = reference.load_model(golden.model, torch.bfloat16, case["task"])
             model = reference.load_adapter(model, golden.folder / "initial", trainable=True)
-            samples = prepared_data.read(GOLDENS / "data" / "train")
+            samples = prepared_data.read(data_folder(case["task"], "train"))
             records[name] = list(reference.train(model, samples, case["optim"], case["steps"]))
         return records[name]
 

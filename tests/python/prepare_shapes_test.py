@@ -266,6 +266,26 @@ def test_numeric_labels_keep_their_numbers_and_regression_is_float(model_folder,
     assert numbers[1]["labels"].tolist() == [2.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "config, longest",
+    [
+        ({"model_type": "gpt2", "n_positions": 12}, 12),
+        # RoBERTa's first positions stand behind the padding id.
+        ({"model_type": "roberta", "max_position_embeddings": 14, "pad_token_id": 1}, 12),
+    ],
+)
+def test_positions_of_other_models_bound_the_length(config, longest, tmp_path):
+    folder = write_model_folder(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 512, **config}))
+    source = write_jsonl(
+        tmp_path / "in.jsonl", [{"sentence": "the capital of France " * 9, "label": n} for n in (0, 1)]
+    )
+    out = prepare(folder, tmp_path / "out", source, kind="classification", truncation="end")
+    header, tensors = read_dataset(out)
+    assert header["max_length"] == longest
+    assert [len(ids) for ids in rows(tensors, "input_ids")] == [longest, longest]
+
+
 def test_seq2seq_targets_end_with_the_end_token(model_folder, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [{"inputs": Q, "targets": A}])
     header, tensors = read_dataset(prepare(model_folder, tmp_path / "out", source, kind="seq2seq"))

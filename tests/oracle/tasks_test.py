@@ -1,0 +1,67 @@
+"""Tasks with labels beyond the ten steps: metrics, the kept adapter, resuming a task head, and what is refused."""
+
+import shutil
+
+import pytest
+
+from compare import LOSS_RELATIVE, check_final_adapter, check_steps, read_json, relative
+from graft_program import Golden, attempt, metrics, recipe, run
+
+
+def test_evaluation_with_labels_keeps_the_best_by_its_metric(tmp_path):
+    golden = Golden("roberta_lora")
+    keys = recipe(golden, tmp_path, eval=dict(every=5, metric="accuracy"))
+    run("train", keys, tmp_path)
+    check_steps(metrics(tmp_path, "train"), golden.numbers["steps"])
+    first, last = metrics(tmp_path, "eval")
+    assert relative(last["loss"], golden.numbers["eval_after"]) <= LOSS_RELATIVE
+    best = first if first["accuracy"] >= last["accuracy"] else last
+    keys["adapter"]["init_from"] = str(tmp_path / "adapter")
+    result = read_json(run("eval", keys, tmp_path))
+    assert {k: result[k] for k in ("accuracy", "f1", "mcc")} == {
+        k: best[k] for k in ("accuracy", "f1", "mcc")
+    }
+
+
+def test_a_run_with_a_task_head_goes_on_on_another_layout(tmp_path):
+    """The last stage's head comes out of the checkpoint of two stages."""
+    golden = Golden("roberta_lora")
+    checkpoint = dict(every=4, keep=5)
+    run("train", recipe(golden, tmp_path, parallel=dict(pipeline=2), checkpoint=checkpoint), tmp_path)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if folder.name > "step-00000004":
+            shutil.rmtree(folder)
+    run("train", recipe(golden, tmp_path, checkpoint=checkpoint), tmp_path)
+    assert metrics(tmp_path, "resume")[-1]["step"] == 4
+    check_steps(metrics(tmp_path, "train"), golden.numbers["steps"])
+    check_final_adapter(tmp_path / "adapter", golden)
+
+
+REFUSALS = [
+    # case, command, sections, exit code, what the last line says
+    ("roberta_lora", "train", dict(task=dict(type="causal_lm")), 78, "data.train"),
+    ("roberta_lora", "generate", {}, 78, "task.type"),
+    ("roberta_lora", "train", dict(eval=dict(every=5, metric="pearson")), 78, "accuracy"),
+    ("roberta_headless_red", "train", dict(task=dict(type="seq2seq")), 78, "classification"),
+    ("roberta_lora", "export", dict(export=dict(merge=True)), 78, "task head"),
+    ("gpt2_lora_joint", "train", dict(adapter=dict(fused="split")), 65, "joint"),
+]
+
+
+@pytest.mark.parametrize("name, command, sections, code, message", REFUSALS)
+def test_refusals(name, command, sections, code, message, tmp_path):
+    golden = Golden(name)
+    keys = recipe(golden, tmp_path / "run", **sections)
+    if command == "export":
+        keys["export"] |= {"from": str(golden.folder / "initial"), "to": str(tmp_path / "to")}
+    exit_code, text = attempt(command, keys, tmp_path)
+    assert exit_code == code and message in text.rstrip().splitlines()[-1], text[-2000:]
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_model_that_cannot_do_the_task_is_refused(tmp_path):
+    """The data fits the task, the model does not."""
+    keys = recipe(Golden("gqa_lora"), tmp_path / "run")
+    keys["model"]["path"] = str(Golden("roberta_lora").model)
+    exit_code, text = attempt("train", keys, tmp_path)
+    assert exit_code == 78 and "roberta" in text.rstrip().splitlines()[-1], text[-2000:]
