@@ -59,7 +59,7 @@ torch::Tensor Backbone::WordEmbeddings(const std::vector<int64_t>& ids) {
   MicroBatch batch;
   batch.segments.push_back({.length = static_cast<int64_t>(ids.size())});
   batch.tokens = ids;
-  for (size_t i = 0; i < ids.size(); ++i) batch.positions.push_back(static_cast<int64_t>(i));
+  batch.positions.assign(ids.size(), 0);  // read behind the site; there may be more ids than positions
   SiteContext context;
   context.batch = &batch;
   torch::NoGradGuard no_grad;

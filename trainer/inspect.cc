@@ -54,7 +54,9 @@ void AddShape(const models::ModelConfig& config, std::string* text) {
     AddLine("rotary embedding", DescribeRope(config.rope), text);
     AddLine("sliding window", DescribeWindow(config.sliding_window), text);
   }
-  AddLine("head", config.tie_word_embeddings ? "tied to the embedding" : "untied", text);
+  if (config.causal) {
+    AddLine("head", config.tie_word_embeddings ? "tied to the embedding" : "untied", text);
+  }
 }
 
 absl::StatusOr<std::string> DescribeModel(const std::string& folder) {

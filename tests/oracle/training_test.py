@@ -166,7 +166,8 @@ def test_evaluation_during_training(tmp_path):
 
 
 BFLOAT16 = [("gqa_lora", 1), ("gqa_lora", 2), ("gqa_red", 1), ("gqa_para", 1), ("gqa_lopa", 2)]
-BFLOAT16 += [("gpt2_lora", 1), ("roberta_red", 1)]
+# Split, the reference would need its mask again, which a loaded adapter has not.
+BFLOAT16 += [("gpt2_lora_joint", 1), ("roberta_red", 1)]
 
 
 @pytest.mark.parametrize("name, pipeline", BFLOAT16)
