@@ -18,41 +18,32 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Copies rows [begin, begin + count) of one head of a (N, heads * d) tensor, times `factor`, as
-// float32 rows `step` floats apart.
-template <typename T>
-void CopyHead(const torch::Tensor& from, int64_t head, int64_t d, int64_t begin, int64_t count,
-              float factor, float* to, int64_t step) {
-  const int64_t width = from.size(1);
-  const T* source = from.const_data_ptr<T>() + begin * width + head * d;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < d; ++c)
-      to[i * step + c] = factor * static_cast<float>(source[i * width + c]);
-  }
-}
-
-template <typename T>
-void StoreHead(const float* from, int64_t step, const torch::Tensor& to, int64_t head, int64_t d,
-               int64_t begin, int64_t count) {
-  const int64_t width = to.size(1);
-  T* target = to.data_ptr<T>() + begin * width + head * d;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < d; ++c) target[i * width + c] = static_cast<T>(from[i * step + c]);
-  }
-}
-
-bool IsFloat(const torch::Tensor& tensor) { return tensor.scalar_type() == torch::kFloat32; }
-
+// Rows [begin, begin + count) of one head of a (N, heads * d) tensor, times `factor`, as float32
+// rows `step` floats apart.
 void ReadHead(const torch::Tensor& from, int64_t head, int64_t d, int64_t begin, int64_t count,
               float factor, float* to, int64_t step) {
-  IsFloat(from) ? CopyHead<float>(from, head, d, begin, count, factor, to, step)
-                : CopyHead<c10::BFloat16>(from, head, d, begin, count, factor, to, step);
+  const int64_t width = from.size(1), first = begin * width + head * d;
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = to + i * step;
+    if (from.scalar_type() == torch::kFloat32) {
+      std::copy_n(from.const_data_ptr<float>() + first + i * width, d, row);
+    } else {
+      rows::Widen(static_cast<const uint16_t*>(from.const_data_ptr()) + first + i * width, row, d);
+    }
+    if (factor != 1.0f) rows::Scale(row, factor, d);
+  }
 }
 
 void WriteHead(const float* from, int64_t step, const torch::Tensor& to, int64_t head, int64_t d,
                int64_t begin, int64_t count) {
-  IsFloat(to) ? StoreHead<float>(from, step, to, head, d, begin, count)
-              : StoreHead<c10::BFloat16>(from, step, to, head, d, begin, count);
+  const int64_t width = to.size(1), first = begin * width + head * d;
+  for (int64_t i = 0; i < count; ++i) {
+    if (to.scalar_type() == torch::kFloat32) {
+      std::copy_n(from + i * step, d, to.data_ptr<float>() + first + i * width);
+    } else {
+      rows::Round(from + i * step, static_cast<uint16_t*>(to.data_ptr()) + first + i * width, d);
+    }
+  }
 }
 
 // One head of one segment as float32, rows padded with zeros to whole tiles; and transposed.
@@ -66,7 +57,7 @@ class HeadRows {
 
   void Read(const torch::Tensor& from, int64_t head, int64_t d, const Segment& segment,
             float factor, std::vector<float>* rows) const {
-    rows->assign(static_cast<size_t>(floats()), 0.0f);
+    rows->resize(static_cast<size_t>(floats()));  // zeros
     ReadHead(from, head, d, segment.begin, segment.length, factor, rows->data(), step_);
   }
   void Transpose(const std::vector<float>& rows, std::vector<float>* columns) const {

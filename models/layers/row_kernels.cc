@@ -42,6 +42,21 @@ __attribute__((always_inline)) inline float Sigmoid(float x) { return 1.0f / (1.
 
 }  // namespace
 
+GRAFT_CLONES void Widen(const uint16_t* x, float* y, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = std::bit_cast<float>(static_cast<uint32_t>(x[i]) << 16);
+}
+
+GRAFT_CLONES void Round(const float* x, uint16_t* y, int64_t n) {
+  constexpr uint32_t kHalf = 0x7fff, kNaN = 0x7fc0;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x[i]);
+    const uint32_t rounded = (bits + kHalf + ((bits >> 16) & 1)) >> 16;
+    y[i] = static_cast<uint16_t>(x[i] != x[i] ? kNaN : rounded);
+  }
+}
+
 GRAFT_CLONES float SumOfSquares(const float* x, int64_t n) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -7,6 +7,9 @@
 
 namespace graft::models::rows {
 
+// bfloat16, as its bits, to float32 and back with one rounding to nearest even.
+void Widen(const uint16_t* x, float* y, int64_t n);
+void Round(const float* x, uint16_t* y, int64_t n);
 // sum of x_i^2.
 float SumOfSquares(const float* x, int64_t n);
 // y_i = w_i * (x_i * rstd).

@@ -8,6 +8,8 @@
 #include <ATen/Parallel.h>
 #include <torch/types.h>
 
+#include "models/layers/row_kernels.h"
+
 namespace graft::models::rows {
 
 // Reads row i of a contiguous (N, D) tensor as float32.
@@ -18,9 +20,8 @@ class RowReader {
   }
   const float* Read(int64_t row) {
     if (scratch_.empty()) return tensor_.const_data_ptr<float>() + row * width_;
-    const auto* from = tensor_.const_data_ptr<c10::BFloat16>() + row * width_;
-    for (int64_t i = 0; i < width_; ++i)
-      scratch_[static_cast<size_t>(i)] = static_cast<float>(from[i]);
+    Widen(static_cast<const uint16_t*>(tensor_.const_data_ptr()) + row * width_, scratch_.data(),
+          width_);
     return scratch_.data();
   }
 
@@ -41,9 +42,7 @@ class RowWriter {
   }
   void Store(int64_t row) {
     if (scratch_.empty()) return;
-    auto* to = tensor_.data_ptr<c10::BFloat16>() + row * width_;
-    for (int64_t i = 0; i < width_; ++i)
-      to[i] = static_cast<c10::BFloat16>(scratch_[static_cast<size_t>(i)]);
+    Round(scratch_.data(), static_cast<uint16_t*>(tensor_.data_ptr()) + row * width_, width_);
   }
 
  private:

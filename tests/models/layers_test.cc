@@ -1,6 +1,7 @@
 // Every layer against plain LibTorch autograd: forward values and gradients, float32; bfloat16
 // within its rounding.
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -60,6 +61,21 @@ TEST_F(LayersTest, ExponentialIsAccurate) {
     const double want = x[i] < -87.0f ? 0.0 : std::exp(static_cast<double>(x[i]));
     ASSERT_NEAR(y[i], want, 2e-7 * want) << x[i];
   }
+}
+
+TEST_F(LayersTest, BFloat16RoundsToNearestEven) {
+  Tensor x = at::randn({4099}) * at::exp(20 * at::randn({4099}));
+  x[0] = std::numeric_limits<float>::quiet_NaN();
+  x[1] = std::numeric_limits<float>::infinity();
+  x[2] = 1.00390625f;  // half way, even below
+  x[3] = 1.01171875f;  // half way, even above
+  const Tensor want = x.to(torch::kBFloat16);
+  Tensor bits = at::empty({4099}, torch::kBFloat16), back = at::empty({4099});
+  rows::Round(x.data_ptr<float>(), static_cast<uint16_t*>(bits.data_ptr()), 4099);
+  EXPECT_TRUE(at::equal(bits.narrow(0, 1, 4098), want.narrow(0, 1, 4098)));
+  rows::Widen(static_cast<const uint16_t*>(bits.data_ptr()), back.data_ptr<float>(), 4099);
+  EXPECT_TRUE(std::isnan(back[0].item<float>()));
+  EXPECT_TRUE(at::equal(back.narrow(0, 1, 4098), want.to(torch::kFloat32).narrow(0, 1, 4098)));
 }
 
 TEST_F(LayersTest, SoftmaxAndLogSumExpMatch) {
