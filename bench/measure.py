@@ -153,5 +153,6 @@ def write_result(name, result):
     folder = ROOT / "bench" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    # Paths inside the project, as anyone may type them.
+    path.write_text(json.dumps(result, indent=1, default=str).replace(f"{ROOT}/", "") + "\n")
     return path
