@@ -3,6 +3,7 @@
   peer_ddp.py JOB.json        starts job["ranks"] processes of itself
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ def worker(job):
 
     import peer_peft
 
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = DistributedDataParallel(peer_peft.load_model(job))
 
@@ -27,7 +28,9 @@ def worker(job):
 
     peer_peft.train(model, job, rank, world, average)
     torch.distributed.barrier()  # rank 0 hosts the store: it may not leave before the others
-    torch.distributed.destroy_process_group()
+    # Not by gloo's tear-down, which was seen to wait forever once everything was done.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main():
