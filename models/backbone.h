@@ -14,7 +14,8 @@
 
 namespace graft::models {
 
-class WeightSource;  // models/weights/weight_source.h
+class WeightSource;    // models/weights/weight_source.h
+struct TargetResults;  // models/layers/head_loss.h
 
 // Layers [first_layer, first_layer + num_layers), with the embedding in front and the final norm + head behind where said.
 struct LayerRange {
@@ -57,8 +58,8 @@ class Backbone {
   // Outputs of the task head, (S, C) float32, one row per sample: the hook of the `head` site on the state that stands for the
   // sample (an encoder's first row; a decoder's last, behind the final norm). Only when range().head and the site has a hook.
   virtual torch::Tensor TaskOutputs(const torch::Tensor& h, SiteContext& context) = 0;
-  // Cross-entropy of each target, float32 (num targets), no grad. For scoring and per-sample evaluation.
-  virtual torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) = 0;
+  // Cross-entropy of each target and whether the model would say it, no grad. For scoring and evaluation. Only when range().head.
+  virtual TargetResults EvaluateTargets(const torch::Tensor& h, SiteContext& context) = 0;
   // Final norm + LM head of the chosen rows: (rows, V) float32. Generation and tests.
   virtual torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) = 0;
 

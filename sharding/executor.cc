@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/layers/head_loss.h"
 #include "models/layers/task_loss.h"
 
 namespace graft::sharding {
@@ -153,7 +154,12 @@ class Executor::Run {
 
   torch::Tensor LossSum(const Op& op, models::Backbone& backbone, const torch::Tensor& hidden,
                         models::SiteContext& context) {
-    if (!context.batch->has_task_labels()) return backbone.LossSum(hidden, context);
+    if (!context.batch->has_task_labels()) {
+      if (training_) return backbone.LossSum(hidden, context);
+      const models::TargetResults targets = backbone.EvaluateTargets(hidden, context);
+      result_.outputs[static_cast<size_t>(op.micro_batch)] = targets.right;
+      return targets.losses.sum(at::kDouble);
+    }
     const torch::Tensor outputs = backbone.TaskOutputs(hidden, context);
     if (!training_) result_.outputs[static_cast<size_t>(op.micro_batch)] = outputs.detach();
     return models::TaskLossSum(outputs, *context.batch);

@@ -39,8 +39,8 @@ struct StepResult {
   // the others.
   std::vector<double> losses;
   double loss_sum = 0;  // of `losses`, in order
-  // Evaluation of a task with labels, last stage: the head's outputs (samples, C) of each
-  // micro-batch.
+  // Evaluation, last stage, of each micro-batch. A task with labels: the head's outputs (samples,
+  // C). Else (targets) bool: whether the model would say the target.
   std::vector<torch::Tensor> outputs;
   double compute_seconds = 0;  // inside operations, without waiting
   double blocked_seconds = 0;  // waiting for neighbours

@@ -55,13 +55,15 @@ std::vector<MetricName> MetricsOfTask(const std::string& task) {
     return {{"loss", false}, {"accuracy", true}, {"f1", true}, {"mcc", true}};
   }
   if (task == "regression") return {{"loss", false}, {"mse", false}, {"pearson", true}};
-  return {{"loss", false}, {"perplexity", false}};
+  return {{"loss", false}, {"perplexity", false}, {"token_accuracy", true}, {"exact_match", true}};
 }
 
 TaskMetrics::TaskMetrics(const std::string& task, int64_t outputs)
     : task_(task), outputs_(outputs) {
-  if (task == "classification") sums_.resize(static_cast<size_t>(outputs * outputs));
-  if (task == "regression") sums_.resize(6);
+  const size_t numbers = task == "classification" ? static_cast<size_t>(outputs * outputs)
+                         : task == "regression"   ? 6
+                                                  : 4;
+  sums_.resize(numbers);
 }
 
 void TaskMetrics::Add(const torch::Tensor& outputs, const models::MicroBatch& batch) {
@@ -73,6 +75,10 @@ void TaskMetrics::Add(const torch::Tensor& outputs, const models::MicroBatch& ba
     }
     return;
   }
+  if (task_ != "regression") {
+    AddTargets(outputs, batch);
+    return;
+  }
   const torch::Tensor predictions = outputs.reshape({-1}).to(at::kDouble);
   for (size_t i = 0; i < batch.values.size(); ++i) {
     const double x = predictions.const_data_ptr<double>()[i], y = batch.values[i];
@@ -81,8 +87,25 @@ void TaskMetrics::Add(const torch::Tensor& outputs, const models::MicroBatch& ba
   }
 }
 
+void TaskMetrics::AddTargets(const torch::Tensor& right, const models::MicroBatch& batch) {
+  const bool* values = right.const_data_ptr<bool>();
+  size_t target = 0;  // targets stand in the order of their samples
+  for (const models::Segment& segment : batch.segments) {
+    const size_t first = target;
+    double correct = 0;
+    for (; target < batch.target_rows.size() &&
+           batch.target_rows[target] < segment.begin + segment.length;
+         ++target) {
+      correct += values[target] ? 1 : 0;
+    }
+    if (target == first) continue;
+    const auto trained = static_cast<double>(target - first);
+    const double terms[] = {trained, correct, 1, correct == trained ? 1.0 : 0.0};
+    for (size_t k = 0; k < sums_.size(); ++k) sums_[k] += terms[k];
+  }
+}
+
 void TaskMetrics::Reduce(comm::Communicator& world) {
-  if (sums_.empty()) return;
   world.AllReduce({.data = sums_.data(), .count = sums_.size(), .type = comm::DType::kFloat64},
                   comm::ReduceOp::kSum);
 }
@@ -90,7 +113,9 @@ void TaskMetrics::Reduce(comm::Communicator& world) {
 std::vector<std::pair<std::string, double>> TaskMetrics::Values(double loss) const {
   if (task_ == "classification") return Classification();
   if (task_ == "regression") return Regression(loss);
-  return {{"perplexity", std::exp(loss)}};
+  return {{"perplexity", std::exp(loss)},
+          {"token_accuracy", Ratio(sums_[1], sums_[0])},
+          {"exact_match", Ratio(sums_[3], sums_[2])}};
 }
 
 std::vector<std::pair<std::string, double>> TaskMetrics::Classification() const {

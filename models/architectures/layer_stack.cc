@@ -104,8 +104,8 @@ torch::Tensor LayerStack::Pool(const torch::Tensor& h, const MicroBatch& batch) 
   return head_.norm.Forward(h.index_select(0, torch::tensor(rows, torch::kInt64))).value;
 }
 
-torch::Tensor LayerStack::TargetLosses(const torch::Tensor& h, SiteContext& context) {
-  return HeadLosses(h, context.batch->target_rows, context.batch->target_ids, head_);
+TargetResults LayerStack::EvaluateTargets(const torch::Tensor& h, SiteContext& context) {
+  return HeadTargets(h, context.batch->target_rows, context.batch->target_ids, head_);
 }
 
 torch::Tensor LayerStack::Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) {

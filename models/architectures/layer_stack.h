@@ -56,7 +56,7 @@ class LayerStack : public Backbone {
   int64_t frozen_bytes() const override { return bytes_; }
   torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) override;
   torch::Tensor TaskOutputs(const torch::Tensor& h, SiteContext& context) override;
-  torch::Tensor TargetLosses(const torch::Tensor& h, SiteContext& context) override;
+  TargetResults EvaluateTargets(const torch::Tensor& h, SiteContext& context) override;
   torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) override;
   std::unique_ptr<KvCache> NewKvCache() const override;
 

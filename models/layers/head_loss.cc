@@ -40,6 +40,18 @@ torch::Tensor ChunkLosses(torch::Tensor& logits, const int64_t* ids, bool gradie
   return losses;
 }
 
+// right[i] = no logit of row i is larger than that of its target.
+void MarkRight(const torch::Tensor& logits, const int64_t* ids, bool* right) {
+  const int64_t vocabulary = logits.size(1);
+  const float* base = logits.const_data_ptr<float>();
+  at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* values = base + row * vocabulary;
+      right[row] = values[ids[row]] >= rows::Largest(values, vocabulary);
+    }
+  });
+}
+
 torch::Tensor Select(const torch::Tensor& h, const std::vector<int64_t>& rows) {
   return h.index_select(0, torch::tensor(rows, torch::kInt64));
 }
@@ -108,16 +120,19 @@ torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& ro
   return HeadLossFunction::apply(h, rows, ids, head);
 }
 
-torch::Tensor HeadLosses(const torch::Tensor& h, const std::vector<int64_t>& rows,
-                         const std::vector<int64_t>& ids, const LossHead& head) {
+TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                          const std::vector<int64_t>& ids, const LossHead& head) {
   at::NoGradGuard no_grad;
-  torch::Tensor losses = at::empty({static_cast<int64_t>(rows.size())}, torch::kFloat32);
+  const auto total = static_cast<int64_t>(rows.size());
+  TargetResults results{at::empty({total}, torch::kFloat32), at::empty({total}, torch::kBool)};
   ForEachChunk(h, rows, head, [&](int64_t first, const torch::Tensor& picked) {
     torch::Tensor logits =
         head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
-    losses.narrow(0, first, picked.size(0)).copy_(ChunkLosses(logits, ids.data() + first, false));
+    const int64_t* chunk_ids = ids.data() + first;
+    results.losses.narrow(0, first, picked.size(0)).copy_(ChunkLosses(logits, chunk_ids, false));
+    MarkRight(logits, chunk_ids, results.right.data_ptr<bool>() + first);
   });
-  return losses;
+  return results;
 }
 
 torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,

@@ -21,9 +21,13 @@ struct LossHead {
 // that still depends on h.
 torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
                           const std::vector<int64_t>& ids, const LossHead& head);
-// The same, one float32 per target, without gradient.
-torch::Tensor HeadLosses(const torch::Tensor& h, const std::vector<int64_t>& rows,
-                         const std::vector<int64_t>& ids, const LossHead& head);
+// The same for each target, without gradient.
+struct TargetResults {
+  torch::Tensor losses;  // (targets) float32, nats
+  torch::Tensor right;   // (targets) bool: no token has a larger logit
+};
+TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                          const std::vector<int64_t>& ids, const LossHead& head);
 // (rows, V) float32 logits, without gradient.
 torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,
                          const LossHead& head);

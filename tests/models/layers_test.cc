@@ -275,7 +275,12 @@ TEST_F(LayersTest, HeadLossEqualsFullLogits) {
   EXPECT_LE(
       RelativeError(torch::autograd::grad({got}, {h})[0], torch::autograd::grad({want}, {h})[0]),
       1e-5);
-  EXPECT_NEAR(HeadLosses(h, picked, ids, head).sum().item<double>(), got.item<double>(), 1e-4);
+  const TargetResults targets = HeadTargets(h, picked, ids, head);
+  EXPECT_NEAR(targets.losses.sum().item<double>(), got.item<double>(), 1e-4);
+  EXPECT_TRUE(at::equal(targets.right, logits.argmax(1) == torch::tensor(ids)));
+  std::vector<int64_t> best;
+  for (int64_t i = 0; i < 4; ++i) best.push_back(logits[i].argmax().item<int64_t>());
+  EXPECT_TRUE(HeadTargets(h, picked, best, head).right.all().item<bool>());
   EXPECT_LE(RelativeError(HeadLogits(h, picked, head), logits.detach()), 1e-6);
 }
 

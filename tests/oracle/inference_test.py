@@ -1,6 +1,7 @@
 """The commands that train nothing: the loss of `eval` and the greedy tokens of `generate` equal the reference's."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,27 @@ from graft_program import Golden, data_folder, recipe, run
 from variants import NUM_LABELS
 
 NEW_TOKENS = 6
+
+
+@torch.no_grad()
+def expected_answers(model, samples):
+    """By their definitions, from the reference's own choice at every trained position."""
+    right = []
+    for sample in samples:
+        if targets := sample.targets():
+            said = reference.logits(model, sample.ids, sample.prompt_length).argmax(1).tolist()
+            right.append([said[row] == token for row, token in targets])
+    tokens = [hit for hits in right for hit in hits]
+    return dict(token_accuracy=sum(tokens) / len(tokens), exact_match=sum(map(all, right)) / len(right))
+
+
+@torch.no_grad()
+def answered(model, sample):
+    """The sample with the reference's own choice in place of every trained token, from left to right."""
+    ids = list(sample.ids)
+    for row, _ in sample.targets():
+        ids[row + 1] = int(reference.logits(model, ids, sample.prompt_length)[row].argmax())
+    return replace(sample, ids=ids)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +55,24 @@ def test_eval(name, data, pipeline, evaluation_samples, tmp_path):
     assert relative(result["loss"], golden.numbers["eval_before"]) <= LOSS_RELATIVE
     assert result["tokens"] == sum(len(s.ids) for s in evaluation_samples)
     assert result["samples"] == len(evaluation_samples)
+    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
+    for metric, value in expected_answers(model, evaluation_samples).items():
+        assert abs(result[metric] - value) <= 1e-12, metric
+
+
+@pytest.mark.parametrize("name, data, pipeline", [("tied_lora", 1, 1), ("gqa_lopa", 2, 1), ("gpt2_lora_qv", 1, 2)])
+def test_eval_of_answers_that_the_model_gives(name, data, pipeline, evaluation_samples, tmp_path):
+    """Every second sample is answered as the reference itself would, so both metrics lie between 0 and 1."""
+    golden = Golden(name)
+    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
+    samples = [answered(model, s) if i % 2 == 0 else s for i, s in enumerate(evaluation_samples)]
+    prepared_data.write(tmp_path / "data", samples, model.config.vocab_size)
+    keys = recipe(golden, tmp_path, parallel=dict(data=data, pipeline=pipeline), data=dict(eval=str(tmp_path / "data")))
+    result = read_json(run("eval", keys, tmp_path))
+    expected = expected_answers(model, samples)
+    assert 0 < expected["token_accuracy"] < 1 and 0 < expected["exact_match"] < 1
+    for metric, value in expected.items():
+        assert abs(result[metric] - value) <= 1e-12, metric
 
 
 def expected_metrics(model, samples):

@@ -16,6 +16,7 @@
 #include "adapters/adapter.h"
 #include "base/status.h"
 #include "models/backbone.h"
+#include "models/layers/head_loss.h"
 
 namespace graft::testing {
 
@@ -66,19 +67,28 @@ class FakeBackbone : public models::Backbone {
     return h;
   }
   torch::Tensor LossSum(const torch::Tensor& h, models::SiteContext& context) override {
-    const torch::Tensor rows = at::tensor(context.batch->target_rows, at::kLong);
     const torch::Tensor ids = at::tensor(context.batch->target_ids, at::kLong);
-    const torch::Tensor logits =
-        at::matmul(h.index_select(0, rows), FakeWeight(kVocab, kWidth, 200).t());
-    return -at::log_softmax(logits.to(at::kDouble), 1).gather(1, ids.view({-1, 1})).sum();
+    return -at::log_softmax(TargetLogits(h, context), 1).gather(1, ids.view({-1, 1})).sum();
   }
   torch::Tensor TaskOutputs(const torch::Tensor&, models::SiteContext&) override { return {}; }
-  torch::Tensor TargetLosses(const torch::Tensor&, models::SiteContext&) override { return {}; }
+  models::TargetResults EvaluateTargets(const torch::Tensor& h,
+                                        models::SiteContext& context) override {
+    const torch::Tensor ids = at::tensor(context.batch->target_ids, at::kLong);
+    const torch::Tensor logits = TargetLogits(h, context);
+    return {-at::log_softmax(logits, 1).gather(1, ids.view({-1, 1})).view({-1}),
+            logits.argmax(1) == ids};
+  }
   torch::Tensor Logits(const torch::Tensor&, const std::vector<int64_t>&) override { return {}; }
   std::unique_ptr<models::KvCache> NewKvCache() const override { return nullptr; }
 
   int passes_with_grad = 0;
   int trained_dropout = 0;
+
+ private:
+  static torch::Tensor TargetLogits(const torch::Tensor& h, const models::SiteContext& context) {
+    const torch::Tensor rows = at::tensor(context.batch->target_rows, at::kLong);
+    return at::matmul(h.index_select(0, rows), FakeWeight(kVocab, kWidth, 200).t()).to(at::kDouble);
+  }
 };
 
 class ScaleAndBias : public models::SiteHook {

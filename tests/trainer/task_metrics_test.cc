@@ -63,5 +63,31 @@ TEST(TaskMetricsTest, Pearson) {
   EXPECT_NEAR(values[1].second, 0.8319479070496522, 1e-9);
 }
 
+TEST(TaskMetricsTest, AnswersAreExactWhenEveryTrainedTokenOfTheSampleIsRight) {
+  // Three samples of 4, 3 and 5 rows with 2, 0 and 3 trained tokens, then one of 2 rows with 1.
+  TaskMetrics metrics("causal_lm", 0);
+  models::MicroBatch first, second;
+  first.segments = {
+      {.begin = 0, .length = 4}, {.begin = 4, .length = 3}, {.begin = 7, .length = 5}};
+  first.target_rows = {1, 2, 7, 9, 10};
+  second.segments = {{.begin = 0, .length = 2}};
+  second.target_rows = {0};
+  metrics.Add(at::tensor({1, 1, 1, 0, 1}).to(at::kBool), first);
+  metrics.Add(at::tensor({1}).to(at::kBool), second);
+  const auto values = metrics.Values(0.0);
+  ASSERT_EQ(values.size(), 3u);
+  EXPECT_EQ(values[0].first, "perplexity");
+  EXPECT_EQ(values[1].first, "token_accuracy");
+  EXPECT_NEAR(values[1].second, 5.0 / 6, 1e-12);
+  EXPECT_EQ(values[2].first, "exact_match");
+  EXPECT_NEAR(values[2].second, 2.0 / 3, 1e-12);
+}
+
+TEST(TaskMetricsTest, NoTrainedTokenIsZeroNotNaN) {
+  TaskMetrics metrics("causal_lm", 0);
+  EXPECT_EQ(metrics.Values(0.0)[1].second, 0);
+  EXPECT_EQ(metrics.Values(0.0)[2].second, 0);
+}
+
 }  // namespace
 }  // namespace graft::trainer
