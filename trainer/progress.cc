@@ -9,16 +9,12 @@
 #include "base/logging.h"
 
 namespace graft::trainer {
-namespace {
-
 std::string DurationText(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
   if (whole >= 3600)
     return absl::StrFormat("%d:%02d:%02d", whole / 3600, whole / 60 % 60, whole % 60);
   return absl::StrFormat("%d:%02d", whole / 60, whole % 60);
 }
-
-}  // namespace
 
 std::string ProgressText(const TrainRecord& record, int64_t total_steps, double eta_seconds) {
   std::string text =
@@ -34,18 +30,24 @@ void Progress::Show(const TrainRecord& record) {
                            : 0.9 * mean_step_seconds_ + 0.1 * record.step_seconds;
   const double eta = mean_step_seconds_ * static_cast<double>(total_steps_ - record.step);
   const std::string text = ProgressText(record, total_steps_, eta);
+  if (line_.terminal() || record.step % every_ == 0 || record.step == total_steps_) {
+    line_.Show(text);
+  }
+}
+
+void StatusLine::Show(const std::string& text) {
   if (terminal_) {
     std::fprintf(stderr, "\r%s\033[K", text.c_str());
     std::fflush(stderr);
-    line_open_ = true;
-  } else if (record.step % every_ == 0 || record.step == total_steps_) {
+    open_ = true;
+  } else {
     LOG(INFO) << text;
   }
 }
 
-void Progress::Finish() {
-  if (line_open_) std::fputc('\n', stderr);
-  line_open_ = false;
+void StatusLine::Finish() {
+  if (open_) std::fputc('\n', stderr);
+  open_ = false;
 }
 
 bool StderrIsTerminal() { return ::isatty(STDERR_FILENO) == 1; }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <cstdint>
 #include <filesystem>
@@ -50,7 +51,9 @@ class PowerLossIo : public IoCalls {
     if (fd < 0) return fd;
     if ((flags & O_CREAT) != 0) AddEntry(path, NewNode(path, false), "");
     if (const auto node = node_of_.find(path); node != node_of_.end()) {
-      open_[fd] = {node->second, 0};
+      struct stat info {};
+      const bool at_end = (flags & O_APPEND) != 0 && ::fstat(fd, &info) == 0;
+      open_[fd] = {node->second, at_end ? static_cast<size_t>(info.st_size) : 0};
     }
     return fd;
   }

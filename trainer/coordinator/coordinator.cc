@@ -34,22 +34,6 @@ std::string ShortHash(const std::string& bytes) { return Sha256Hex(bytes).substr
 
 }  // namespace
 
-std::string ProgressText(const ItemProgress& progress) {
-  std::string text = absl::StrFormat("scored %d/%d items", progress.done, progress.items);
-  if (progress.from_journal > 0) {
-    absl::StrAppendFormat(&text, " (%d from the journal)", progress.from_journal);
-  }
-  absl::StrAppendFormat(&text, "  %d replica%s", progress.replicas_alive,
-                        progress.replicas_alive == 1 ? "" : "s");
-  if (progress.quarantined > 0) absl::StrAppendFormat(&text, "  %d failed", progress.quarantined);
-  if (progress.eta_seconds >= 0) {
-    const auto seconds = static_cast<int64_t>(progress.eta_seconds + 0.5);
-    absl::StrAppendFormat(&text, "  ETA %d:%02d:%02d", seconds / 3600, seconds / 60 % 60,
-                          seconds % 60);
-  }
-  return text;
-}
-
 Coordinator::Coordinator(std::vector<WorkItem> items, const std::string& run_key,
                          CoordinatorOptions options, SecondsClock clock, Transport* transport,
                          ResultLog* log)
@@ -90,7 +74,7 @@ void Coordinator::Handle(const Message& message) {
       return HandleFailure(message);
     case Kind::kBye:
       worker.said_bye = true;
-      return;
+      return Reply(Kind::kBye, message.worker);
     default:
       GRAFT_CHECK(false, absl::StrCat("worker ", message.worker, " sent a message of kind ",
                                       static_cast<int>(message.kind)));
@@ -191,7 +175,7 @@ bool Coordinator::GrantFromTail(int worker) {
   const bool only = NumAlive() <= 1;
   const auto fits = [&](const Lease& lease) {
     return lease.worker != worker && table_.CountLeases(lease.item) == 1 &&
-           (only || table_.failures(lease.item).workers.count(worker) == 0);
+           table_.MayTry(lease.item, worker, only);
   };
   // What was granted last waits longest.
   for (auto each = leases.rbegin(); each != leases.rend(); ++each) {

@@ -38,8 +38,6 @@ struct ItemProgress {
   int64_t replicas_alive = 0;
   double eta_seconds = -1;  // -1 = not known yet
 };
-// "123/640 items, 4 replicas, ETA 0:12:05".
-std::string ProgressText(const ItemProgress& progress);
 
 class Coordinator {
  public:

@@ -31,7 +31,7 @@ void ItemTable::SetState(int item, ItemState next) {
 
 std::optional<int> ItemTable::Next(double cost_limit, int worker, bool only_worker) const {
   const auto fits = [&](const std::pair<double, int>& key) {
-    return only_worker || failures(key.second).workers.count(worker) == 0;
+    return MayTry(key.second, worker, only_worker);
   };
   const auto within = todo_.lower_bound({-cost_limit, -1});
   const auto costliest = std::find_if(within, todo_.end(), fits);
@@ -39,6 +39,11 @@ std::optional<int> ItemTable::Next(double cost_limit, int worker, bool only_work
   const auto cheapest = std::find_if(std::make_reverse_iterator(within), todo_.rend(), fits);
   if (cheapest != todo_.rend()) return cheapest->second;
   return std::nullopt;
+}
+
+bool ItemTable::MayTry(int item, int worker, bool only_worker) const {
+  const std::set<int>& failed = failures(item).workers;
+  return only_worker || failed.size() >= 2 || failed.count(worker) == 0;
 }
 
 const Lease& ItemTable::Grant(int item, int worker, double now, double expected, double queued) {

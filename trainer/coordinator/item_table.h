@@ -52,9 +52,11 @@ class ItemTable {
   bool all_settled() const { return num_done_ + num_quarantined_ == size(); }
   double open_cost() const { return open_cost_; }  // of items that are neither
 
-  // The costliest item to do with cost <= limit, else the cheapest one to do; items that failed on
-  // `worker` only when `only_worker`. None when nothing fits `worker`.
+  // The costliest item to do with cost <= limit, else the cheapest one to do, of those that
+  // MayTry(worker). None when there is none.
   std::optional<int> Next(double cost_limit, int worker, bool only_worker) const;
+  // An item that failed on `worker` is first tried on another one, when there is one.
+  bool MayTry(int item, int worker, bool only_worker) const;
   // Leases `item` (to do, or leased to one other worker) for `expected` seconds of work that begin
   // after `queued` seconds.
   const Lease& Grant(int item, int worker, double now, double expected, double queued);

@@ -45,11 +45,11 @@ std::string Header(const std::string& run_key) {
 }
 
 std::string Record(std::string_view payload) {
-  std::string sized;
-  AppendNumber(&sized, static_cast<uint32_t>(payload.size()));
-  std::string checked = sized + std::string(payload);
-  AppendNumber(&sized, comm::Crc32c(checked.data(), checked.size()));
-  return sized += payload;
+  std::string record;
+  record.reserve(kRecordHead + payload.size());
+  AppendNumber(&record, static_cast<uint32_t>(payload.size()));
+  AppendNumber(&record, comm::Crc32c(payload.data(), payload.size()));
+  return record += payload;
 }
 
 void AppendEntry(std::string* out, Entry kind, std::string_view bytes) {
@@ -67,11 +67,7 @@ std::optional<std::string_view> ValidRecord(std::string_view bytes) {
   if (length == 0 || length > kMaxPayload) return std::nullopt;
   const std::string_view payload = reader.Bytes(length);
   if (!reader.ok()) return std::nullopt;
-  std::string checked;
-  checked.reserve(4 + length);
-  AppendNumber(&checked, length);
-  checked += payload;
-  if (comm::Crc32c(checked.data(), checked.size()) != checksum) return std::nullopt;
+  if (comm::Crc32c(payload.data(), payload.size()) != checksum) return std::nullopt;
   return payload;
 }
 

@@ -3,7 +3,7 @@
 // changes a file goes through base/io_calls.h.
 //
 // File: header "GRFTJRNL", u32 version, 64 hex digits run key, u32 crc32c of what is before it.
-// Then records [u32 length <= 1 MiB, u32 crc32c of length and payload, payload], one per fsync: the
+// Then records [u32 length <= 1 MiB, u32 crc32c, payload], one per fsync: the
 // next record is written only when the one before it is on the disk, so a power loss can damage the
 // last one only. A payload is a list of entries [u8 kind, u32 length, bytes]; a large result is cut
 // into several.

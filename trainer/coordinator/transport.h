@@ -33,7 +33,7 @@ struct Message {
     kReport = 1,
     kResult,   // `bytes` of `item`
     kFailure,  // `item` gave no result; `bytes` says why
-    kBye,      // after kFinish: the worker's last message
+    kBye,      // after kFinish: the last message; the coordinator's last one answers it
     // From the coordinator.
     kGrant,   // a lease on `item`
     kDrop,    // the lease `epoch` is over: forget it unless it is begun

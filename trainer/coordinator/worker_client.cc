@@ -56,6 +56,9 @@ void WorkerClient::Handle(const Message& message) {
       return;
     case Kind::kAlive:
       return;
+    case Kind::kBye:
+      finished_ = true;
+      return;
     case Kind::kFinish:
       ending_ = true;
       DropWaiting();
@@ -70,13 +73,18 @@ void WorkerClient::Handle(const Message& message) {
 }
 
 void WorkerClient::Poll() {
-  if (said_bye_) return;
-  while (const std::optional<Message> message = transport_->Receive()) Handle(*message);
+  if (finished_) return;
+  while (!finished_) {
+    const std::optional<Message> message = transport_->Receive();
+    if (!message.has_value()) break;
+    Handle(*message);
+  }
   for (Item& item : items_) {
     if (!item.result.has_value() || clock_() - item.sent_at < options_.resend_seconds) continue;
     transport_->Send(*item.result);
     item.sent_at = clock_();
   }
+  if (said_bye_) return;
   if (ending_ && items_.empty()) {
     Message bye;
     bye.kind = Message::Kind::kBye;

@@ -44,8 +44,8 @@ class WorkerClient {
   // Asks every worker to stop, with the next report.
   void RequestStop() { stop_ = true; }
 
-  // The coordinator has ended the run and nothing is left to deliver; goodbye was said.
-  bool finished() const { return said_bye_; }
+  // The coordinator has ended the run, nothing is left to deliver, goodbye was said by both.
+  bool finished() const { return finished_; }
   // When the coordinator was heard last; the time of the construction before that.
   double last_heard() const { return last_heard_; }
 
@@ -82,6 +82,7 @@ class WorkerClient {
   bool stop_ = false;
   bool ending_ = false;
   bool said_bye_ = false;
+  bool finished_ = false;
 };
 
 }  // namespace graft::trainer
