@@ -100,14 +100,14 @@ def mpirun(ranks, command, folder):
     return Job([*f"{MPIRUN} {ranks}".split(), *command], folder)
 
 
-def graft_job(keys, folder):
-    """`graft train` with this recipe under mpirun."""
+def graft_job(keys, folder, command="train"):
+    """`graft train`, or another command, with this recipe under mpirun."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "train.yaml"
+    config = folder / f"{command}.yaml"
     config.write_text(yaml.safe_dump(keys))
     parallel = keys["parallel"]
     ranks = parallel.get("data", 1) * parallel.get("pipeline", 1)
-    return mpirun(ranks, [BINARY_DIR / "graft", "train", "--config", config], folder)
+    return mpirun(ranks, [BINARY_DIR / "graft", command, "--config", config], folder)
 
 
 def steps_done(output):

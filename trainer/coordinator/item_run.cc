@@ -1,5 +1,6 @@
 #include "trainer/coordinator/item_run.h"
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -125,6 +126,7 @@ class ReplicaHead {
   void TakeResults();
   void EndPipeline();
   void ShowProgress(bool last);
+  void LogCosts() const;
   bool finished() const {
     return client_->finished() &&
            (!coordinator_ || coordinator_->num_goodbyes() == place_.grid.data);
@@ -241,8 +243,19 @@ ItemRunReport ReplicaHead::Run() {
     ShowProgress(true);
     report_.progress = coordinator_->progress();
     report_.results = coordinator_->results();
+    LogCosts();
   }
   return std::move(report_);
+}
+
+void ReplicaHead::LogCosts() const {
+  const ItemProgress& progress = report_.progress;
+  const double percent = 100 / std::max(report_.seconds, 1e-9);
+  LOG(INFO) << absl::StrFormat(
+      "%d items computed in %.1f s, %d from the journal, %d computed twice; rank 0: coordinator, "
+      "messages and journal %.2f %% of the time, without an item %.2f %%",
+      progress.done - progress.from_journal, report_.seconds, progress.from_journal,
+      progress.repeated, percent * report_.coordinator_seconds, percent * report_.waiting_seconds);
 }
 
 void ReplicaHead::EndPipeline() {
@@ -267,8 +280,10 @@ std::string ProgressText(const ItemProgress& progress) {
   if (progress.from_journal > 0) {
     absl::StrAppendFormat(&text, " (%d from the journal)", progress.from_journal);
   }
-  absl::StrAppendFormat(&text, "  %d replica%s", progress.replicas_alive,
-                        progress.replicas_alive == 1 ? "" : "s");
+  if (progress.replicas_alive > 0) {
+    absl::StrAppendFormat(&text, "  %d replica%s", progress.replicas_alive,
+                          progress.replicas_alive == 1 ? "" : "s");
+  }
   if (progress.quarantined > 0) absl::StrAppendFormat(&text, "  %d failed", progress.quarantined);
   if (progress.eta_seconds >= 0) {
     absl::StrAppend(&text, "  ETA ", DurationText(progress.eta_seconds));

@@ -92,6 +92,7 @@ class Simulation {
   std::unique_ptr<Coordinator> coordinator_;  // null while it is down
   std::vector<Worker> workers_;
   SimulationReport report_;
+  bool crash_due_ = false;
   bool ended_ = false;
 };
 
@@ -105,6 +106,9 @@ Simulation::Simulation(const SimulationOptions& options)
   workers_.resize(options_.workers.size());
   StartCoordinator();
   LookCoordinator();
+  for (const double at : options_.crashes) {
+    After(at, [this] { crash_due_ = true; });
+  }
   for (int number = 0; number < static_cast<int>(workers_.size()); ++number) {
     Worker& worker = workers_[static_cast<size_t>(number)];
     worker.facts = options_.workers[static_cast<size_t>(number)];
@@ -151,6 +155,7 @@ void Simulation::StartCoordinator() {
 void Simulation::LookCoordinator() {
   try {
     if (coordinator_ == nullptr) StartCoordinator();
+    if (std::exchange(crash_due_, false)) throw SimulatedCrash();
     coordinator_->Poll();
     if (options_.at_event) options_.at_event(*coordinator_);
   } catch (const SimulatedCrash&) {
