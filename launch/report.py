@@ -11,35 +11,13 @@ from project_python import use_project_venv
 use_project_venv()
 
 import argparse
-import base64
-import html
 from pathlib import Path
 from typing import Any
 
 from graft_prepare.errors import input_error, run_guarded, usage_error
 from graft_prepare.files import read_json_file
-from graft_runs.metrics import Run, read_run
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; color: #222 }}
-img {{ max-width: 100% }} table {{ border-collapse: collapse; margin: 1em 0 }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .3em .8em; text-align: right }}
-td:first-child, th:first-child {{ text-align: left }}
-pre {{ background: #f6f6f6; padding: 1em; overflow-x: auto }}
-</style></head><body><h1>{title}</h1>
-<img alt="Loss, throughput and stages of the runs" src="data:image/png;base64,{picture}">
-{tables}{recipes}</body></html>
-"""
-
-
-def smoothed(values: list[float], window: int) -> list[float]:
-    """Mean of the last `window` values at each point."""
-    means = []
-    for index in range(len(values)):
-        part = values[max(0, index + 1 - window) : index + 1]
-        means.append(sum(part) / len(part))
-    return means
+from graft_runs.metrics import Run, read_run, smoothed
+from graft_runs.page import print_table, write_page
 
 
 def _draw_loss(axes: Any, runs: list[Run]) -> None:
@@ -144,34 +122,6 @@ def summary_row(run: Run) -> dict[str, str]:
     }
 
 
-def _table(rows: list[dict[str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def write_page(
-    runs: list[Run], tables: list[list[dict[str, str]]], title: str, picture: Path, path: Path
-) -> None:
-    """One HTML file that needs no other: the picture is inside it."""
-    recipes = "".join(
-        f"<h2>{html.escape(run.name)}: recipe</h2><pre>{html.escape(run.recipe_text)}</pre>"
-        for run in runs
-    )
-    path.write_text(
-        PAGE.format(
-            title=html.escape(title),
-            picture=base64.b64encode(picture.read_bytes()).decode(),
-            tables="".join(map(_table, tables)),
-            recipes=recipes,
-        ),
-        encoding="utf-8",
-    )
-
-
 def read_held_out(pairs: list[str]) -> list[dict[str, str]]:
     """NAME=FILE of what `graft eval` wrote, as table rows with every number it holds."""
     rows = []
@@ -186,12 +136,6 @@ def read_held_out(pairs: list[str]) -> list[dict[str, str]]:
         rows.append({"held out": name} | {key: _number(numbers[key], ".6g") for key in numbers})
     columns = {key: None for row in rows for key in row}
     return [{key: row.get(key, "-") for key in columns} for row in rows]
-
-
-def print_table(rows: list[dict[str, str]]) -> None:
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    for row in [{name: name for name in widths}, *rows]:
-        print("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())
 
 
 def main() -> int:
@@ -216,7 +160,9 @@ def main() -> int:
     if args.held_out:
         tables.append(read_held_out(args.held_out))
     draw(runs, args.title, out / "report.png")
-    write_page(runs, tables, args.title, out / "report.png", out / "report.html")
+    recipes = {f"{run.name}: recipe": run.recipe_text for run in runs}
+    alt = "Loss, throughput and stages of the runs"
+    write_page(out / "report.html", args.title, out / "report.png", alt, tables, recipes)
     for rows in tables:
         print_table(rows)
         print()

@@ -50,6 +50,15 @@ class Run:
         return [record.get(key) or 0 for record in self.train]
 
 
+def smoothed(values: list[float], window: int) -> list[float]:
+    """Mean of the last `window` values at each point."""
+    means = []
+    for index in range(len(values)):
+        part = values[max(0, index + 1 - window) : index + 1]
+        means.append(sum(part) / len(part))
+    return means
+
+
 def read_recipe(folder: Path) -> tuple[dict[str, Any], str]:
     """The resolved recipe of a run as a tree and as text; empty where there is none."""
     path = folder / "recipe.yaml"

@@ -1,0 +1,1 @@
+"""compare.py's parts: the study file, sizes for a budget, running the program, results."""

@@ -1,0 +1,1 @@
+"""Reading and comparing what `graft score` writes; used by score_report.py."""
