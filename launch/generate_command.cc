@@ -46,23 +46,21 @@ absl::Status GenerateCommand(CommandContext& context) {
                                     "\", `graft generate` continues texts; allowed: causal_lm"));
   }
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
-  if (recipe.generate.beams != 1) {
-    return RecipeError(absl::StrCat("generate.beams: found ", recipe.generate.beams,
-                                    ", this version supports: 1"));
-  }
   GRAFT_ASSIGN_OR_RETURN(const auto data, trainer::OpenData(recipe, recipe.data.eval, "data.eval",
                                                             context.world.all()));
   GRAFT_ASSIGN_OR_RETURN(
       const auto model,
       trainer::LoadedModel::Load(recipe, context.world, trainer::WorkShapeOf(*data, 0)));
   GRAFT_RETURN_IF_ERROR(trainer::CheckFitsModel(*data, *model, "data.eval"));
-  const trainer::SamplingOptions sampling = {.temperature = recipe.generate.temperature,
-                                             .top_p = recipe.generate.top_p,
-                                             .seed = static_cast<uint64_t>(recipe.run.seed)};
+  const trainer::GenerateOptions options = {
+      .max_new_tokens = recipe.generate.max_new_tokens,
+      .beams = recipe.generate.beams,
+      .sampling = {.temperature = recipe.generate.temperature,
+                   .top_p = recipe.generate.top_p,
+                   .seed = static_cast<uint64_t>(recipe.run.seed)}};
   const int64_t num_samples = trainer::LimitedSize(*data, recipe.data.max_samples);
-  GRAFT_ASSIGN_OR_RETURN(
-      const auto answers,
-      trainer::Generate(*model, *data, num_samples, recipe.generate.max_new_tokens, sampling));
+  GRAFT_ASSIGN_OR_RETURN(const auto answers,
+                         trainer::Generate(*model, *data, num_samples, options));
   // All stages of a replica hold the same answers: the first stages of the data ranks give them in
   // data set order.
   const std::vector<std::string> shares =

@@ -81,6 +81,8 @@ class KvCache {
  public:
   virtual ~KvCache() = default;
   virtual void Drop(int64_t sequence) = 0;
+  // Beam search: see ForkSequences. A child that shares its parent with others gets its own copy.
+  virtual void Fork(const std::vector<SequenceFork>& forks) = 0;
   virtual int64_t Length(int64_t sequence) const = 0;
 };
 

@@ -15,6 +15,10 @@ torch::Tensor SequenceStates::Get(const void* owner, int64_t sequence) const {
 
 void SequenceStates::Drop(int64_t sequence) { states_.erase(sequence); }
 
+void SequenceStates::Fork(const std::vector<SequenceFork>& forks) {
+  ForkSequences(states_, forks, [](const auto& state) { return state; });
+}
+
 void SiteTable::Add(SiteId site, std::shared_ptr<SiteHook> hook) {
   hooks_[site].push_back(std::move(hook));
 }

@@ -15,6 +15,7 @@
 
 #include "models/micro_batch.h"
 #include "models/role.h"
+#include "models/sequence_fork.h"
 
 namespace graft::models {
 
@@ -41,6 +42,8 @@ class SequenceStates {
   // Undefined when there is none.
   torch::Tensor Get(const void* owner, int64_t sequence) const;
   void Drop(int64_t sequence);
+  // Beams of a request share what was made from its prompt: children hold the same tensors.
+  void Fork(const std::vector<SequenceFork>& forks);
 
  private:
   std::map<int64_t, std::map<const void*, torch::Tensor>> states_;

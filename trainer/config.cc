@@ -181,6 +181,13 @@ absl::Status Validate(const Recipe& recipe) {
     return KeyError(recipe, "eval.patience",
                     absl::StrCat("found ", recipe.eval.patience, ", needs eval.every above 0"));
   }
+  if (recipe.generate.beams > 1 && recipe.generate.temperature > 0) {
+    return KeyError(recipe, "generate.beams",
+                    absl::StrCat("found ", recipe.generate.beams, " with generate.temperature ",
+                                 recipe.generate.temperature,
+                                 ", a beam search does not sample; allowed: beams 1 or "
+                                 "temperature 0"));
+  }
   for (const std::string& part : recipe.adapter.layers) {
     int64_t first = 0, last = 0;
     const bool is_all = part == "all" && recipe.adapter.layers.size() == 1;

@@ -125,7 +125,7 @@ void GenerateSection::Visit(FieldVisitor& v) {
   v.Real({"temperature", "0 = greedy, else divides the logits before sampling"}, &temperature, 0,
          1e3);
   v.Real({"top_p", "sample from the smallest set of tokens with this probability"}, &top_p, 0, 1);
-  v.Int({"beams", "beams of the search"}, &beams, 1, 1);
+  v.Int({"beams", "above 1: beam search with so many beams, temperature 0"}, &beams, 1, 1024);
 }
 
 void ExportSection::Visit(FieldVisitor& v) {

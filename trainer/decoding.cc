@@ -14,54 +14,121 @@ DecodingQueue::DecodingQueue(std::vector<Prompt> prompts, Options options)
 }
 
 models::MicroBatch DecodingQueue::Next() {
-  while (static_cast<int64_t>(running_.size()) < options_.width && next_ < results_.size()) {
-    running_.push_back(static_cast<int64_t>(next_++));
+  const int64_t room = std::max<int64_t>(1, options_.width / options_.beams);
+  while (static_cast<int64_t>(running_.size()) < room && next_ < results_.size()) {
+    Begin(static_cast<int64_t>(next_++));
   }
   models::MicroBatch batch;
   rows_.clear();
-  for (const int64_t number : running_) {
-    const Continuation& sequence = results_[static_cast<size_t>(number)];
-    const bool begins = sequence.tokens.empty();
-    const auto prompt_length = static_cast<int64_t>(sequence.prompt.size());
-    models::Segment segment;
-    segment.sample_id = number;
-    segment.begin = batch.num_rows();
-    segment.virtual_rows = begins ? options_.virtual_rows : 0;
-    segment.length = segment.virtual_rows + (begins ? prompt_length : 1);
-    segment.prompt_length = begins ? prompt_length : 0;
-    batch.segments.push_back(segment);
-    const std::vector<int64_t> last = {begins ? 0 : sequence.tokens.back()};
-    const std::vector<int64_t>& ids = begins ? sequence.prompt : last;
-    batch.tokens.insert(batch.tokens.end(), static_cast<size_t>(segment.virtual_rows), 0);
-    batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end());
-    const int64_t position = begins ? 0
-                                    : options_.virtual_rows + prompt_length +
-                                          static_cast<int64_t>(sequence.tokens.size()) - 1;
-    batch.positions.resize(batch.tokens.size());
-    std::iota(batch.positions.begin() + segment.begin, batch.positions.end(), position);
-    rows_.push_back(segment.begin + segment.length - 1);
+  for (const int64_t request : running_) {
+    const int64_t made = Made(request);
+    if (made == 0) {
+      AppendPrompt(request, &batch);
+      continue;
+    }
+    int64_t sequence = request * options_.beams;
+    for (const int64_t token : LastTokens(request)) {
+      AppendSegment(sequence++, {token}, 0, 0, PromptRows(request) + made - 1, &batch);
+    }
   }
   return batch;
 }
 
-std::vector<int64_t> DecodingQueue::Accept(const std::vector<int64_t>& tokens) {
-  std::vector<int64_t> ended, remaining;
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Continuation& sequence = results_[static_cast<size_t>(running_[i])];
-    sequence.tokens.push_back(tokens[i]);
-    (Ended(sequence) ? ended : remaining).push_back(running_[i]);
-  }
-  running_ = std::move(remaining);
-  return ended;
+void DecodingQueue::Begin(int64_t request) {
+  running_.push_back(request);
+  if (options_.beams == 1) return;
+  searches_.emplace(request, BeamSearch({.beams = options_.beams,
+                                         .max_new_tokens = LongestAnswer(request),
+                                         .end_tokens = options_.end_tokens}));
 }
 
-bool DecodingQueue::Ended(const Continuation& sequence) const {
-  const auto made = static_cast<int64_t>(sequence.tokens.size());
-  if (made >= options_.max_new_tokens) return true;
-  const auto prompt = options_.virtual_rows + static_cast<int64_t>(sequence.prompt.size());
-  if (prompt + made >= options_.max_positions) return true;
-  return std::find(options_.end_tokens.begin(), options_.end_tokens.end(),
-                   sequence.tokens.back()) != options_.end_tokens.end();
+// Tokens of each of its sequences.
+int64_t DecodingQueue::Made(int64_t request) const {
+  const std::vector<int64_t>& tokens = options_.beams == 1
+                                           ? results_[static_cast<size_t>(request)].tokens
+                                           : search(request).running()[0].tokens;
+  return static_cast<int64_t>(tokens.size());
+}
+
+std::vector<int64_t> DecodingQueue::LastTokens(int64_t request) const {
+  if (options_.beams == 1) return {results_[static_cast<size_t>(request)].tokens.back()};
+  std::vector<int64_t> tokens;
+  for (const Beam& beam : search(request).running()) tokens.push_back(beam.tokens.back());
+  return tokens;
+}
+
+void DecodingQueue::AppendPrompt(int64_t request, models::MicroBatch* batch) {
+  const std::vector<int64_t>& prompt = results_[static_cast<size_t>(request)].prompt;
+  AppendSegment(request * options_.beams, prompt, options_.virtual_rows,
+                static_cast<int64_t>(prompt.size()), 0, batch);
+}
+
+void DecodingQueue::AppendSegment(int64_t sequence, const std::vector<int64_t>& ids,
+                                  int64_t virtual_rows, int64_t prompt_length, int64_t position,
+                                  models::MicroBatch* batch) {
+  models::Segment segment;
+  segment.sample_id = sequence;
+  segment.begin = batch->num_rows();
+  segment.virtual_rows = virtual_rows;
+  segment.length = virtual_rows + static_cast<int64_t>(ids.size());
+  segment.prompt_length = prompt_length;
+  batch->segments.push_back(segment);
+  batch->tokens.insert(batch->tokens.end(), static_cast<size_t>(virtual_rows), 0);
+  batch->tokens.insert(batch->tokens.end(), ids.begin(), ids.end());
+  batch->positions.resize(batch->tokens.size());
+  std::iota(batch->positions.begin() + segment.begin, batch->positions.end(), position);
+  rows_.push_back(segment.begin + segment.length - 1);
+}
+
+SequenceChange DecodingQueue::Accept(const std::vector<int64_t>& tokens) {
+  SequenceChange change;
+  std::vector<int64_t> remaining;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const int64_t request = running_[i];
+    results_[static_cast<size_t>(request)].tokens.push_back(tokens[i]);
+    (Ended(request) ? change.ended : remaining).push_back(request);
+  }
+  running_ = std::move(remaining);
+  return change;
+}
+
+SequenceChange DecodingQueue::Accept(const std::vector<std::vector<BeamCandidate>>& candidates) {
+  SequenceChange change;
+  std::vector<int64_t> remaining;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const int64_t request = running_[i], first = request * options_.beams;
+    BeamSearch& search = searches_.at(request);
+    search.Advance(candidates[i]);
+    if (search.done()) {
+      results_[static_cast<size_t>(request)].tokens = search.answer();
+      searches_.erase(request);
+      for (int64_t beam = 0; beam < options_.beams; ++beam) change.ended.push_back(first + beam);
+      continue;
+    }
+    remaining.push_back(request);
+    int64_t child = first;
+    for (const Beam& beam : search.running())
+      change.forks.push_back({first + beam.parent, child++});
+  }
+  running_ = std::move(remaining);
+  return change;
+}
+
+int64_t DecodingQueue::PromptRows(int64_t request) const {
+  return options_.virtual_rows +
+         static_cast<int64_t>(results_[static_cast<size_t>(request)].prompt.size());
+}
+
+int64_t DecodingQueue::LongestAnswer(int64_t request) const {
+  const int64_t room = options_.max_positions - PromptRows(request);
+  return std::max<int64_t>(1, std::min(options_.max_new_tokens, room));
+}
+
+bool DecodingQueue::Ended(int64_t request) const {
+  const int64_t last = results_[static_cast<size_t>(request)].tokens.back();
+  return Made(request) >= LongestAnswer(request) ||
+         std::find(options_.end_tokens.begin(), options_.end_tokens.end(), last) !=
+             options_.end_tokens.end();
 }
 
 }  // namespace graft::trainer

@@ -1,5 +1,6 @@
 #include "trainer/generator.h"
 
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -19,6 +20,8 @@ namespace {
 constexpr int64_t kWidth = 16;   // sequences that run at a time
 constexpr int kHiddenTag = 100;  // + the virtual stage that takes the hidden state
 constexpr uint64_t kHeadSite = 34;
+
+using Candidates = std::vector<std::vector<BeamCandidate>>;  // of each request of a step
 
 // This rank's part of one forward pass with caches; hidden states go from each virtual stage to the
 // next.
@@ -52,11 +55,13 @@ class PipelinedForward {
     return logits;
   }
 
-  void Drop(const std::vector<int64_t>& sequences) {
+  void Follow(const SequenceChange& change) {
     for (const auto& cache : caches_) {
-      for (const int64_t sequence : sequences) cache->Drop(sequence);
+      for (const int64_t sequence : change.ended) cache->Drop(sequence);
+      cache->Fork(change.forks);
     }
-    for (const int64_t sequence : sequences) states_.Drop(sequence);
+    for (const int64_t sequence : change.ended) states_.Drop(sequence);
+    states_.Fork(change.forks);
   }
 
  private:
@@ -100,16 +105,90 @@ absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
   return prompts;
 }
 
+// One number that is none would go through every later step unseen.
+void CheckFinite(const torch::Tensor& logits, const Continuation& request) {
+  if (std::isfinite(logits.max().item<float>())) return;
+  throw StatusError(NumericError(
+      absl::StrCat("sample ", request.sample_id, ": the logits of the next token are not finite")));
+}
+
 std::vector<int64_t> ChooseTokens(const torch::Tensor& logits, const DecodingQueue& queue,
                                   const SamplingOptions& sampling) {
   std::vector<int64_t> tokens;
-  for (size_t i = 0; i < queue.sequences().size(); ++i) {
-    const Continuation& sequence = queue.results()[static_cast<size_t>(queue.sequences()[i])];
-    const auto position = static_cast<int64_t>(sequence.prompt.size() + sequence.tokens.size());
-    tokens.push_back(
-        ChooseToken(logits[static_cast<int64_t>(i)], sampling, sequence.sample_id, position));
+  for (size_t i = 0; i < queue.requests().size(); ++i) {
+    const Continuation& request = queue.results()[static_cast<size_t>(queue.requests()[i])];
+    const torch::Tensor row = logits[static_cast<int64_t>(i)];
+    CheckFinite(row, request);
+    const auto position = static_cast<int64_t>(request.prompt.size() + request.tokens.size());
+    tokens.push_back(ChooseToken(row, sampling, request.sample_id, position));
   }
   return tokens;
+}
+
+// The `count` best continuations of each request, as numbers beam * V + token with their scores,
+// request after request. The sums and the selection are those of transformers, ties included; a
+// request that begins has one row, which stands for all its beams.
+void FindCandidates(const torch::Tensor& logits, const DecodingQueue& queue, int64_t count,
+                    std::vector<int64_t>* numbers, std::vector<float>* scores) {
+  int64_t row = 0;
+  for (const int64_t request : queue.requests()) {
+    const std::vector<Beam>& beams = queue.search(request).running();
+    const int64_t rows = beams[0].tokens.empty() ? 1 : static_cast<int64_t>(beams.size());
+    const torch::Tensor own = logits.narrow(0, row, rows);
+    CheckFinite(own, queue.results()[static_cast<size_t>(request)]);
+    row += rows;
+    std::vector<float> so_far;
+    for (const Beam& beam : beams) so_far.push_back(beam.score);
+    const torch::Tensor totals =
+        at::log_softmax(own, 1) + torch::tensor(so_far, torch::kFloat32).unsqueeze(1);
+    const auto [values, indices] = totals.flatten().topk(count);
+    scores->insert(scores->end(), values.const_data_ptr<float>(),
+                   values.const_data_ptr<float>() + count);
+    numbers->insert(numbers->end(), indices.const_data_ptr<int64_t>(),
+                    indices.const_data_ptr<int64_t>() + count);
+  }
+}
+
+Candidates ReadCandidates(const std::vector<int64_t>& numbers, const std::vector<float>& scores,
+                          int64_t count, int64_t vocab_size) {
+  Candidates candidates;
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    if (i % static_cast<size_t>(count) == 0) candidates.emplace_back();
+    candidates.back().push_back({numbers[i] / vocab_size, numbers[i] % vocab_size, scores[i]});
+  }
+  return candidates;
+}
+
+// The last stage chooses, all stages of the replica learn it. `logits` is undefined elsewhere.
+SequenceChange Continue(comm::Communicator& pipeline, const torch::Tensor& logits,
+                        const SamplingOptions& sampling, DecodingQueue* queue) {
+  std::vector<int64_t> tokens(queue->rows().size());
+  if (logits.defined()) tokens = ChooseTokens(logits, *queue, sampling);
+  pipeline.Broadcast({.data = tokens.data(), .count = tokens.size(), .type = comm::DType::kInt64},
+                     pipeline.size() - 1);
+  return queue->Accept(tokens);
+}
+
+SequenceChange ContinueBeams(comm::Communicator& pipeline, const torch::Tensor& logits,
+                             int64_t count, int64_t vocab_size, DecodingQueue* queue) {
+  const size_t size = queue->requests().size() * static_cast<size_t>(count);
+  std::vector<int64_t> numbers;
+  std::vector<float> scores;
+  if (logits.defined()) FindCandidates(logits, *queue, count, &numbers, &scores);
+  numbers.resize(size);
+  scores.resize(size);
+  const int last = pipeline.size() - 1;
+  pipeline.Broadcast({.data = numbers.data(), .count = size, .type = comm::DType::kInt64}, last);
+  pipeline.Broadcast({.data = scores.data(), .count = size, .type = comm::DType::kFloat32}, last);
+  return queue->Accept(ReadCandidates(numbers, scores, count, vocab_size));
+}
+
+absl::Status CheckBeams(int64_t beams, const models::ModelConfig& config) {
+  const int64_t per_beam = BeamSearch::CandidatesPerStep(1, config.eos_token_ids);
+  if (beams == 1 || beams * per_beam <= config.vocab_size) return absl::OkStatus();
+  return RecipeError(absl::StrCat("generate.beams: found ", beams, ", a vocabulary of ",
+                                  config.vocab_size, " tokens with ", config.eos_token_ids.size(),
+                                  " end tokens serves up to ", config.vocab_size / per_beam));
 }
 
 }  // namespace
@@ -133,29 +212,30 @@ int64_t ChooseToken(const torch::Tensor& logits, const SamplingOptions& options,
 }
 
 absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dataset& data,
-                                                   int64_t num_samples, int64_t max_new_tokens,
-                                                   const SamplingOptions& sampling) {
+                                                   int64_t num_samples,
+                                                   const GenerateOptions& options) {
+  const models::ModelConfig& config = model.config();
+  GRAFT_RETURN_IF_ERROR(CheckBeams(options.beams, config));
   const std::vector<std::vector<int64_t>> share =
       EvaluationMicroBatches(num_samples, kWidth, model.grid().data, model.data_rank());
   absl::StatusOr<std::vector<Prompt>> prompts = PromptsOf(data, share);
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(model.world().all(), prompts.status()));
-  const models::ModelConfig& config = model.config();
-  DecodingQueue queue(*std::move(prompts), {.max_new_tokens = max_new_tokens,
+  DecodingQueue queue(*std::move(prompts), {.max_new_tokens = options.max_new_tokens,
                                             .max_positions = config.longest_sequence(),
                                             .virtual_rows = model.method().virtual_rows(),
                                             .end_tokens = config.eos_token_ids,
-                                            .width = kWidth});
+                                            .width = kWidth,
+                                            .beams = options.beams});
   at::NoGradGuard no_grad;
   PipelinedForward forward(model);
   comm::Communicator& pipeline = *model.groups().pipeline_group;
+  const int64_t count = BeamSearch::CandidatesPerStep(options.beams, config.eos_token_ids);
   while (!queue.done()) {
     const models::MicroBatch batch = queue.Next();
     const torch::Tensor logits = forward.Run(batch, queue.rows());
-    std::vector<int64_t> tokens(queue.rows().size());
-    if (logits.defined()) tokens = ChooseTokens(logits, queue, sampling);
-    pipeline.Broadcast({.data = tokens.data(), .count = tokens.size(), .type = comm::DType::kInt64},
-                       pipeline.size() - 1);
-    forward.Drop(queue.Accept(tokens));
+    forward.Follow(options.beams == 1
+                       ? Continue(pipeline, logits, options.sampling, &queue)
+                       : ContinueBeams(pipeline, logits, count, config.vocab_size, &queue));
   }
   return queue.results();
 }

@@ -15,6 +15,9 @@ class StackKvCache : public KvCache {
   void Drop(int64_t sequence) override {
     for (LayerKvCache& layer : layers) layer.Drop(sequence);
   }
+  void Fork(const std::vector<SequenceFork>& forks) override {
+    for (LayerKvCache& layer : layers) layer.Fork(forks);
+  }
   int64_t Length(int64_t sequence) const override {
     return layers.empty() ? 0 : layers[0].Length(sequence);
   }

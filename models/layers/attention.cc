@@ -127,6 +127,17 @@ torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& 
   return out;
 }
 
+LayerKvCache::Entry LayerKvCache::Entry::Copy() const {
+  Entry copy = {at::empty_like(keys), at::empty_like(values), length};
+  copy.keys.narrow(0, 0, length).copy_(keys.narrow(0, 0, length));
+  copy.values.narrow(0, 0, length).copy_(values.narrow(0, 0, length));
+  return copy;
+}
+
+void LayerKvCache::Fork(const std::vector<SequenceFork>& forks) {
+  ForkSequences(sequences_, forks, [](const Entry& entry) { return entry.Copy(); });
+}
+
 int64_t LayerKvCache::Length(int64_t sequence) const {
   const auto found = sequences_.find(sequence);
   return found == sequences_.end() ? 0 : found->second.length;

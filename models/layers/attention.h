@@ -9,6 +9,7 @@
 #include <torch/types.h>
 
 #include "models/micro_batch.h"
+#include "models/sequence_fork.h"
 
 namespace graft::models {
 
@@ -32,12 +33,14 @@ class LayerKvCache {
   torch::Tensor Attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                        const std::vector<Segment>& segments, const AttentionShape& shape);
   void Drop(int64_t sequence) { sequences_.erase(sequence); }
+  void Fork(const std::vector<SequenceFork>& forks);
   int64_t Length(int64_t sequence) const;
 
  private:
   struct Entry {
     torch::Tensor keys, values;  // (capacity, kv_heads * head_dim)
     int64_t length = 0;
+    Entry Copy() const;
   };
   void Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v);
   std::map<int64_t, Entry> sequences_;

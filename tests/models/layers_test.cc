@@ -262,6 +262,30 @@ TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
   }
 }
 
+// Two children of one parent share its past and go their own ways.
+TEST_F(LayersTest, ForkedCachesGoOnByThemselves) {
+  const AttentionShape shape{4, 2, 8, 0};
+  const Tensor q = Random({8, 32}, false), k = Random({8, 16}, false), v = Random({8, 16}, false);
+  LayerKvCache cache;
+  const auto attend = [&](const std::vector<int64_t>& rows, const std::vector<Segment>& segments) {
+    const Tensor at_rows = torch::tensor(rows);
+    return cache.Attend(q.index_select(0, at_rows), k.index_select(0, at_rows),
+                        v.index_select(0, at_rows), segments, shape);
+  };
+  attend({0, 1, 2}, {{5, 0, 3, 3}});
+  cache.Fork({{5, 5}, {5, 6}});
+  attend({3, 4}, {{5, 0, 1, 0}, {6, 1, 1, 0}});
+  cache.Fork({{6, 5}, {5, 6}});
+  const Tensor got = attend({5, 6}, {{5, 0, 1, 0}, {6, 1, 1, 0}});
+  EXPECT_EQ(cache.Length(5), 5);
+  for (const auto& [row, past] : {std::pair<int64_t, int64_t>{0, 4}, {1, 3}}) {
+    const Tensor rows = torch::tensor(std::vector<int64_t>{0, 1, 2, past, 5 + row});
+    const Tensor want = PlainAttention(q.index_select(0, rows), k.index_select(0, rows),
+                                       v.index_select(0, rows), {{0, 0, 5, 0}}, shape);
+    EXPECT_LE(RelativeError(got[row], want[4]), 1e-6) << row;
+  }
+}
+
 TEST_F(LayersTest, HeadLossEqualsFullLogits) {
   const Tensor h = Random({11, 16}), norm = Random({16}, false), weight = Random({50, 16}, false);
   const LossHead head{{norm, Tensor(), 1e-5}, FrozenLinear(MakeFrozenWeight(weight), Tensor())};

@@ -1,12 +1,14 @@
 """The commands that train nothing: the loss of `eval` and the greedy tokens of `generate` equal the reference's."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import beams
 import prepared_data
 import reference
 from compare import LOSS_RELATIVE, read_json, relative
@@ -142,3 +144,52 @@ def test_generate(name, data, pipeline, evaluation_samples, tmp_path):
         reference.greedy(model, s.ids[: s.prompt_length], NEW_TOKENS) for s in evaluation_samples
     ]
     assert [json.loads(line)["tokens"] for line in lines] == expected
+
+
+BEAM_TOKENS = 8
+MANY_ENDS = [2, *range(5, 131, 9)]
+# With those, searches of these cases finish at several lengths.
+ENDING_EARLY = ("tied_lora", "gqa_idpg", "gqa_para")
+
+
+def with_end_tokens(model_folder, end_tokens, folder):
+    """A copy of the model folder whose config names these end tokens."""
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(eos_token_id=end_tokens)))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "name, data, pipeline, num_beams, end_tokens",
+    [
+        ("gqa_red", 1, 1, 2, [2]),
+        ("tied_lora", 1, 2, 4, MANY_ENDS),
+        ("gpt2_lora_joint", 1, 1, 4, MANY_ENDS),
+        ("gpt2_red", 1, 2, 3, [2]),
+        ("mistral_lora", 2, 1, 5, [2, 17]),
+        ("gqa_prompt_tuning", 1, 1, 3, [2]),
+        ("gqa_idpg", 2, 1, 2, MANY_ENDS),
+        ("tied_lopa_concat", 1, 2, 3, MANY_ENDS),
+        ("gqa_para", 1, 1, 4, MANY_ENDS),
+        ("gpt2_para", 1, 2, 3, MANY_ENDS),
+        ("gpt2_lopa", 2, 2, 2, [2]),
+    ],
+)
+def test_beam_search(name, data, pipeline, num_beams, end_tokens, evaluation_samples, tmp_path):
+    golden = Golden(name)
+    sections = dict(
+        model=dict(path=with_end_tokens(golden.model, end_tokens, tmp_path / "model")),
+        parallel=dict(data=data, pipeline=pipeline),
+        generate=dict(max_new_tokens=BEAM_TOKENS, beams=num_beams),
+    )
+    run("generate", recipe(golden, tmp_path, **sections), tmp_path)
+    lines = (tmp_path / "generations.jsonl").read_text().splitlines()
+    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
+    expected = [
+        beams.search(model, s.ids[: s.prompt_length], num_beams, BEAM_TOKENS, end_tokens)
+        for s in evaluation_samples
+    ]
+    assert [json.loads(line)["tokens"] for line in lines] == expected
+    if name in ENDING_EARLY:
+        assert len({len(tokens) for tokens in expected}) > 1

@@ -1,9 +1,17 @@
-"""SmolLM2-135M: ten steps equal HF transformers + PEFT's on one rank, two data ranks and two stages."""
+"""SmolLM2-135M: ten steps equal HF transformers + PEFT's on one rank, two data ranks and two stages; so do its beams."""
+
+import json
 
 import pytest
+import torch
 
+import prepared_data
+import reference
+from beams import search_options
 from compare import check_final_adapter, check_steps
-from graft_program import Golden, metrics, recipe, run
+from graft_program import GOLDENS, Golden, metrics, recipe, run
+
+BEAMS, NEW_TOKENS = 4, 16
 
 
 @pytest.mark.parametrize(
@@ -23,3 +31,25 @@ def test_ten_steps(name, data, pipeline, tmp_path):
     run("train", keys, tmp_path)
     check_steps(metrics(tmp_path, "train"), golden.numbers["steps"])
     check_final_adapter(tmp_path / "adapter", golden)
+
+
+@torch.no_grad()
+def test_beam_search(tmp_path):
+    """Against HF's own generate with its cache, for LoRA away from its start, on one and on two stages."""
+    golden = Golden("smollm2_lora")
+    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
+    options = search_options(BEAMS, NEW_TOKENS, model.config.eos_token_id)
+    expected = []
+    for sample in prepared_data.read(GOLDENS / "data" / "eval"):
+        prompt = torch.tensor([sample.ids[: sample.prompt_length]])
+        found = model.generate(input_ids=prompt, use_cache=True, **options)
+        expected.append(found[0, prompt.shape[1] :].tolist())
+    for pipeline in (1, 2):
+        output = tmp_path / str(pipeline)
+        sections = dict(
+            parallel=dict(pipeline=pipeline),
+            generate=dict(beams=BEAMS, max_new_tokens=NEW_TOKENS),
+        )
+        run("generate", recipe(golden, output, **sections), output)
+        lines = (output / "generations.jsonl").read_text().splitlines()
+        assert [json.loads(line)["tokens"] for line in lines] == expected, pipeline

@@ -123,6 +123,16 @@ TEST(Recipe, TheCommandLineWinsAndIsCheckedTheSameWay) {
   EXPECT_THAT(Parse(kValid, {"optim.lr"}), FailsWith(ErrorKind::kUsage, "optim.lr"));
 }
 
+TEST(Recipe, ABeamSearchDoesNotSample) {
+  const std::string beams = "adapter: {method: lora}\ngenerate: {beams: 4";
+  EXPECT_THAT(Parse(beams + "}\n"), IsOk());
+  EXPECT_THAT(Parse(beams + ", temperature: 0.7}\n"),
+              FailsWith(ErrorKind::kRecipe,
+                        "r.yaml: generate.beams: found 4 with generate.temperature 0.7"));
+  EXPECT_THAT(Parse("generate: {beams: 0}\n"),
+              FailsWith(ErrorKind::kRecipe, "generate.beams: found `0`"));
+}
+
 TEST(Recipe, PrintsResolvedAndReadsBackToTheSame) {
   const absl::StatusOr<Recipe> recipe = Parse(kValid);
   ASSERT_THAT(recipe, IsOk());

@@ -41,23 +41,34 @@ TEST(ChooseTokenTest, LowTemperatureIsGreedy) {
   }
 }
 
+TEST(TopIndicesTest, TiesFallAsLibTorchsTopkPutsThem) {
+  std::vector<float> values;
+  for (uint32_t i = 0, state = 3; i < 400; ++i) {
+    state = state * 1664525u + 1013904223u;
+    values.push_back(static_cast<float>(state >> 29));  // 8 values
+    for (int64_t count = 1; count <= std::min<int64_t>(i + 1, 12); ++count) {
+      const at::Tensor want = std::get<1>(at::topk(at::tensor(values), count));
+      const std::vector<int64_t> got = TopIndices(values, count);
+      ASSERT_TRUE(at::equal(at::tensor(got), want)) << count << " of " << values.size();
+    }
+  }
+}
+
 std::vector<Continuation> GenerateOn(const TrainingRun& run, Recipe recipe,
-                                     const SamplingOptions& sampling) {
+                                     const GenerateOptions& options) {
   std::vector<std::vector<Continuation>> shares(static_cast<size_t>(recipe.parallel.data));
-  EXPECT_THAT(TrainingRun::OnRanks(
-                  recipe,
-                  [&](comm::World& world) -> absl::Status {
-                    GRAFT_ASSIGN_OR_RETURN(const auto data, Dataset::Open(run.data().path()));
-                    GRAFT_ASSIGN_OR_RETURN(
-                        const auto model,
-                        LoadedModel::Load(recipe, world, {.sequence_length = 32}));
-                    GRAFT_ASSIGN_OR_RETURN(auto answers,
-                                           Generate(*model, *data, data->size(), 6, sampling));
-                    if (model->is_last_stage())
-                      shares[static_cast<size_t>(model->data_rank())] = answers;
-                    return absl::OkStatus();
-                  }),
-              IsOk());
+  EXPECT_THAT(
+      TrainingRun::OnRanks(
+          recipe,
+          [&](comm::World& world) -> absl::Status {
+            GRAFT_ASSIGN_OR_RETURN(const auto data, Dataset::Open(run.data().path()));
+            GRAFT_ASSIGN_OR_RETURN(const auto model,
+                                   LoadedModel::Load(recipe, world, {.sequence_length = 32}));
+            GRAFT_ASSIGN_OR_RETURN(auto answers, Generate(*model, *data, data->size(), options));
+            if (model->is_last_stage()) shares[static_cast<size_t>(model->data_rank())] = answers;
+            return absl::OkStatus();
+          }),
+      IsOk());
   std::vector<Continuation> all;
   for (const auto& share : shares) all.insert(all.end(), share.begin(), share.end());
   return all;
@@ -75,7 +86,7 @@ class GeneratorTest : public ::testing::Test {
 };
 
 TEST_F(GeneratorTest, TheCacheAnswersAsAFullForwardPassDoes) {
-  const std::vector<Continuation> answers = GenerateOn(run_, recipe_, {});
+  const std::vector<Continuation> answers = GenerateOn(run_, recipe_, {.max_new_tokens = 6});
   ASSERT_EQ(answers.size(), 21u);
   ASSERT_THAT(
       TrainingRun::OnRanks(
@@ -112,9 +123,11 @@ TEST_F(GeneratorTest, TheCacheAnswersAsAFullForwardPassDoes) {
 }
 
 TEST_F(GeneratorTest, EveryLayoutGivesTheSameAnswersInDataSetOrder) {
-  for (const SamplingOptions& sampling :
-       {SamplingOptions{}, SamplingOptions{.temperature = 1.0, .top_p = 0.9, .seed = 3}}) {
-    const std::vector<Continuation> expected = GenerateOn(run_, recipe_, sampling);
+  for (const GenerateOptions& options : {GenerateOptions{.max_new_tokens = 6},
+                                         GenerateOptions{.max_new_tokens = 6,
+                                         .sampling = {.temperature = 1.0, .top_p = 0.9, .seed = 3}},
+                                         GenerateOptions{.max_new_tokens = 6, .beams = 3}}) {
+    const std::vector<Continuation> expected = GenerateOn(run_, recipe_, options);
     for (const auto& [data, pipeline, schedule] :
          {std::tuple{2, 1, "1f1b"}, std::tuple{1, 2, "1f1b"}, std::tuple{2, 2, "1f1b"},
           std::tuple{1, 2, "interleaved"}}) {
@@ -122,7 +135,7 @@ TEST_F(GeneratorTest, EveryLayoutGivesTheSameAnswersInDataSetOrder) {
       other.parallel.data = data;
       other.parallel.pipeline = pipeline;
       other.parallel.schedule = schedule;
-      const std::vector<Continuation> answers = GenerateOn(run_, other, sampling);
+      const std::vector<Continuation> answers = GenerateOn(run_, other, options);
       ASSERT_EQ(answers.size(), expected.size());
       for (size_t i = 0; i < expected.size(); ++i) {
         EXPECT_EQ(answers[i].sample_id, 1000 + static_cast<int64_t>(i));
