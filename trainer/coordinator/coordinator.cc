@@ -87,6 +87,7 @@ void Coordinator::HandleReport(const Message& message, Worker& worker) {
   const bool moved = new_start || message.progress > worker.progress;
   worker.start = message.start;
   if (moved) worker.progress = message.progress;
+  if (moved && !new_start) worker.interval = clock_() - worker.last_moved;
   // One that waits for work cannot show any.
   if (moved || message.held.empty()) worker.last_moved = clock_();
   stop_requested_ = stop_requested_ || message.stop;
@@ -119,7 +120,7 @@ int Coordinator::CheckHeld(const Message& report, bool moved, bool new_start) {
     known.push_back(held.epoch);
     busy += !computed;
     if (held.state != HeldItem::State::kWaiting) table_.Begin(held.epoch, now);
-    if (moved || computed) table_.Renew(held.epoch, now);
+    if (moved || computed) table_.Renew(held.epoch, now, workers_.at(report.worker).interval);
   }
   for (const Lease* lease : table_.LeasesOf(report.worker)) {
     if (std::find(known.begin(), known.end(), lease->epoch) != known.end()) continue;
@@ -162,12 +163,13 @@ bool Coordinator::TakingOverPays(const Lease& lease, int worker) const {
 
 bool Coordinator::RepeatingPays(const Lease& lease, int worker) const {
   if (!IsAlive(lease.worker)) return true;
+  const double cost = items_[static_cast<size_t>(lease.item)].cost;
   const double elapsed = clock_() - lease.begun_at;
-  if (lease.expected == 0) return elapsed > options_.leases.least_seconds;
+  const double there = ExpectedSeconds(lease.worker, cost);
+  if (there == 0) return elapsed > options_.leases.least_seconds;
   // One that is late is taken to last as long again.
-  const double left =
-      elapsed < kLate * lease.expected ? std::max(0.0, lease.expected - elapsed) : elapsed;
-  return ExpectedSeconds(worker, items_[static_cast<size_t>(lease.item)].cost) < left;
+  const double left = elapsed < kLate * there ? std::max(0.0, there - elapsed) : elapsed;
+  return ExpectedSeconds(worker, cost) < left;
 }
 
 bool Coordinator::GrantFromTail(int worker) {
@@ -299,10 +301,15 @@ int64_t Coordinator::num_goodbyes() const {
                        [](const auto& entry) { return entry.second.said_bye; });
 }
 
-bool Coordinator::IsAlive(int worker) const {
-  const auto found = workers_.find(worker);
-  return found != workers_.end() && !found->second.said_bye &&
-         clock_() - found->second.last_moved <= options_.silent_seconds;
+bool Coordinator::IsAlive(int number) const {
+  const auto found = workers_.find(number);
+  if (found == workers_.end() || found->second.said_bye) return false;
+  const Worker& worker = found->second;
+  const LeaseRules& rules = options_.leases;
+  const double limit = worker.interval < 0 ? rules.unknown_seconds
+                                           : std::max(options_.silent_seconds,
+                                                      rules.missed_renewals * worker.interval);
+  return clock_() - worker.last_moved <= limit;
 }
 
 int64_t Coordinator::NumAlive() const {
@@ -340,8 +347,9 @@ double Coordinator::QueuedSeconds(int worker) const {
   const double now = clock_();
   double seconds = 0;
   for (const Lease* lease : table_.LeasesOf(worker)) {
+    const double all = ExpectedSeconds(worker, items_[static_cast<size_t>(lease->item)].cost);
     const double done = lease->begun ? now - lease->begun_at : 0;
-    seconds += std::max(0.0, lease->expected - done);
+    seconds += std::max(0.0, all - done);
   }
   return seconds;
 }

@@ -23,9 +23,11 @@ namespace graft::trainer {
 
 struct CoordinatorOptions {
   LeaseRules leases;
-  double sync_seconds = 0.1;   // results wait at most this long for their fsync
-  double resend_seconds = 2;   // a grant that its worker does not report by then is sent again
-  double silent_seconds = 60;  // without a sign of work for so long a replica is not alive
+  double sync_seconds = 0.1;  // results wait at most this long for their fsync
+  double resend_seconds = 2;  // a grant that its worker does not report by then is sent again
+  // Without a sign of work for so long, and for three times the interval of its signs, a replica
+  // is not alive.
+  double silent_seconds = 60;
 };
 
 // For the progress line.
@@ -67,6 +69,7 @@ class Coordinator {
     int64_t start = -1;
     int64_t progress = -1;
     double last_moved = 0;  // of the clock: when work was seen
+    double interval = -1;   // between the last two signs of it; -1 = there was none yet
     double done_cost = 0;   // decayed sums: the speed
     double done_seconds = 0;
     bool said_bye = false;
@@ -91,7 +94,7 @@ class Coordinator {
   void Reply(Message::Kind kind, int worker, int item = -1, int64_t epoch = 0);
   void DropLeases(int item, int but_worker);
   void CountFailure(int item, int worker, bool numeric, const std::string& reason);
-  bool IsAlive(int worker) const;
+  bool IsAlive(int number) const;
   int64_t NumAlive() const;
   // Cost per second of a worker, or the mean when it has done nothing yet; 0 = not known.
   double SpeedOf(int worker) const;

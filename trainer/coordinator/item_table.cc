@@ -60,7 +60,6 @@ const Lease& ItemTable::Grant(int item, int worker, double now, double expected,
   lease.worker = worker;
   lease.granted = now;
   lease.deadline = now + duration;
-  lease.expected = expected;
   SetState(item, ItemState::kLeased);
   ++entry.num_leases;
   return leases_.emplace(lease.epoch, lease).first->second;
@@ -92,9 +91,10 @@ void ItemTable::Begin(int64_t epoch, double now) {
   lease.begun_at = now;
 }
 
-void ItemTable::Renew(int64_t epoch, double now) {
+void ItemTable::Renew(int64_t epoch, double now, double interval) {
   Lease& lease = leases_.at(epoch);
-  lease.deadline = std::max(lease.deadline, now + rules_.missed_renewals * rules_.renewal_seconds);
+  const double renewal = std::max(rules_.renewal_seconds, interval);
+  lease.deadline = std::max(lease.deadline, now + rules_.missed_renewals * renewal);
 }
 
 void ItemTable::Release(int64_t epoch) {

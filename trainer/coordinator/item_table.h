@@ -14,8 +14,8 @@
 
 namespace graft::trainer {
 
-// Seconds. A lease holds for max(least, factor x expected); while its worker gets on it holds for
-// at least missed_renewals x renewal more.
+// Seconds. A lease holds for max(least, factor x expected); a sign of work makes it hold for at
+// least missed_renewals x max(renewal, time since the sign before) more.
 struct LeaseRules {
   double least_seconds = 60;
   double expected_factor = 3;
@@ -34,7 +34,6 @@ struct Lease {
   int worker = -1;
   double granted = 0;  // times
   double deadline = 0;
-  double expected = 0;  // seconds of work; 0 = not known
   bool begun = false;
   double begun_at = 0;
 };
@@ -57,8 +56,8 @@ class ItemTable {
   std::optional<int> Next(double cost_limit, int worker, bool only_worker) const;
   // An item that failed on `worker` is first tried on another one, when there is one.
   bool MayTry(int item, int worker, bool only_worker) const;
-  // Leases `item` (to do, or leased to one other worker) for `expected` seconds of work that begin
-  // after `queued` seconds.
+  // Leases `item` (to do, or leased to one other worker) for `expected` seconds of work (0 =
+  // not known) that begin after `queued` seconds.
   const Lease& Grant(int item, int worker, double now, double expected, double queued);
   const Lease* FindLease(int64_t epoch) const;
   // In order of their grants.
@@ -67,7 +66,8 @@ class ItemTable {
   int CountLeases(int item) const { return items_[static_cast<size_t>(item)].num_leases; }
 
   void Begin(int64_t epoch, double now);
-  void Renew(int64_t epoch, double now);
+  // `interval`: since the worker's sign of work before this one.
+  void Renew(int64_t epoch, double now, double interval);
   // Ends one lease; without another one the item is to do again.
   void Release(int64_t epoch);
   // Of any state but done.

@@ -65,7 +65,7 @@ struct SimulationOptions {
   double poll_seconds = 0.5;     // between two looks of the coordinator: a micro-batch of rank 0
   int micro_batches = 8;         // of an item
   double restart_seconds = 5;    // until a crashed coordinator is back
-  std::vector<double> crashes;    // when it crashes, beside what SimulatedCrash says
+  std::vector<double> crashes;   // when it crashes, beside what SimulatedCrash says
   double give_up_seconds = 1e6;  // then the run counts as hung
   // What worker `worker` finds for an item.
   std::function<absl::StatusOr<std::string>(const WorkItem& item, int worker)> compute;

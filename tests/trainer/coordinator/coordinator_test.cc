@@ -141,20 +141,26 @@ TEST_F(CoordinatorTest, AWorkerThatCameBackGetsItsItemsAtOnce) {
   EXPECT_TRUE(Report(0, {}, 50, 0).empty());
 }
 
-TEST_F(CoordinatorTest, ALeaseEndsWhenItsWorkerDoesNotGetOn) {
-  Make(1);
-  const int64_t epoch = Report(0)[0].epoch;
-  now_ += 599;
-  Report(0, {{epoch, State::kBegun}}, 1);  // moved: 30 s more
-  now_ += 29;
-  EXPECT_TRUE(Poll().empty());
-  Report(0, {{epoch, State::kBegun}}, 1);  // did not move
-  now_ += 2;
-  const std::vector<Message> said = Poll();
-  ASSERT_THAT(Kinds(said), ::testing::ElementsAre(Kind::kDrop));
-  EXPECT_EQ(said[0].epoch, epoch);
-  EXPECT_EQ(coordinator_->table().state(0), ItemState::kTodo);
-  EXPECT_EQ(coordinator_->table().failures(0).count, 1);
+TEST_F(CoordinatorTest, ALeaseEndsWhenItsWorkerMissesThreeRenewals) {
+  for (const int interval : {10, 100}) {  // between two signs of work
+    items_.clear();
+    Make(1);
+    const int64_t epoch = Report(0)[0].epoch;
+    const double begin = now_;
+    for (int sign = 1; sign <= 600 / interval; ++sign) {
+      now_ = begin + sign * interval;
+      Report(0, {{epoch, State::kBegun}}, sign);
+    }
+    now_ = begin + 600 + 3 * interval;
+    EXPECT_TRUE(Poll().empty());
+    Report(0, {{epoch, State::kBegun}}, 600 / interval);  // it says the same again
+    now_ += 1;
+    const std::vector<Message> said = Poll();
+    ASSERT_THAT(Kinds(said), ::testing::ElementsAre(Kind::kDrop));
+    EXPECT_EQ(said[0].epoch, epoch);
+    EXPECT_EQ(coordinator_->table().state(0), ItemState::kTodo);
+    EXPECT_EQ(coordinator_->table().failures(0).count, 1);
+  }
 }
 
 TEST_F(CoordinatorTest, AnItemThatOnlyWaitedIsNotToBlame) {
@@ -296,7 +302,11 @@ TEST_F(CoordinatorTest, ProgressTellsWhatIsLeft) {
   EXPECT_EQ(progress.done, 1);
   EXPECT_EQ(progress.replicas_alive, 2);
   EXPECT_DOUBLE_EQ(progress.eta_seconds, 45);
+  now_ += 10;
+  Report(0, {{1, State::kBegun}}, 1);
   now_ += 61;
+  EXPECT_EQ(coordinator_->progress().replicas_alive, 1);  // the other one has shown no work yet
+  now_ += 600;
   EXPECT_EQ(coordinator_->progress().replicas_alive, 0);
 }
 

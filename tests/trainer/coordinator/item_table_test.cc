@@ -42,15 +42,18 @@ TEST(ItemTable, ALeaseHoldsThreeTimesTheExpectedTimeButAMinute) {
   EXPECT_EQ(table.Grant(3, 0, 10, 0, 0).deadline, 10 + 600);
 }
 
-TEST(ItemTable, ARenewalHoldsForThreePeriodsAndNeverShortens) {
+TEST(ItemTable, ARenewalHoldsForThreeIntervalsAndNeverShortens) {
   ItemTable table = MakeTable();
   const int64_t epoch = table.Grant(0, 0, 0, 1, 0).epoch;
-  table.Renew(epoch, 5);
+  table.Renew(epoch, 5, 0);
   EXPECT_EQ(table.FindLease(epoch)->deadline, 60);
-  table.Renew(epoch, 50);
+  table.Renew(epoch, 50, 10);
   EXPECT_EQ(table.FindLease(epoch)->deadline, 80);
   EXPECT_TRUE(table.Expired(80).empty());
   ASSERT_EQ(table.Expired(80.1).size(), 1u);
+  // Micro-batches may last longer than the time between two renewals.
+  table.Renew(epoch, 80, 100);
+  EXPECT_EQ(table.FindLease(epoch)->deadline, 380);
   table.Release(epoch);
   EXPECT_EQ(table.state(0), ItemState::kTodo);
   EXPECT_EQ(table.CheckInvariants(), "");

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "tests/testing/fault_io.h"
@@ -128,6 +129,21 @@ TEST(Simulation, ASlowNetworkWithoutLossCostsAtMostFivePercent) {
   EXPECT_LE(report.extra_work(), 0.05);
 }
 
+TEST(Simulation, LongItemsKeepTheirLeasesAndAreNotRepeated) {
+  // A sign of work every few minutes; five items for each worker, three of which it holds before
+  // any speed is known.
+  for (const auto& [workers, shards] : {std::pair(20, 10), std::pair(100, 25)}) {
+    SimulationOptions options = CleanRun(workers, shards, 20);
+    for (WorkItem& item : options.items) item.cost *= 200;
+    for (size_t i = 0; i < options.workers.size(); ++i) {
+      options.workers[i].speed = 1 + 0.01 * static_cast<double>(i % 10);
+    }
+    const SimulationReport report = Simulate(options);
+    ASSERT_THAT(report.status, IsOk());
+    EXPECT_LE(report.extra_work(), 0.02) << workers;
+  }
+}
+
 TEST(Simulation, HalfOfTheWorkersDieAndMessagesAreLostDoubledReordered) {
   for (int seed = 0; seed < Rounds(10, 1000); ++seed) {
     SCOPED_TRACE(absl::StrCat("seed ", seed));
@@ -178,7 +194,8 @@ TEST(Simulation, AWorkerThatComesBackAfterALongStallIsHeard) {
   const SimulationReport report = Simulate(options);
   ASSERT_THAT(report.status, IsOk());
   EXPECT_EQ(report.results, SerialResults(options.items));
-  EXPECT_LT(report.seconds, 400);
+  // Not long after the other worker has heard nothing of it for a lease's time.
+  EXPECT_LT(report.seconds, 700);
 }
 
 TEST(Simulation, AllWorkersButOneDie) {
