@@ -121,13 +121,25 @@ class Comparison:
                 self._failed(what, failure)
                 self.progress.done_steps += job.steps
                 continue
-            finished.append(runs.summary(job, evaluation))
+            finished.append(runs.summary(job))
             metric = self.study.metric
             result = f"{metric} {evaluation[metric]:.4f}"
             self.progress.note(what, result, job.steps, time.monotonic() - began, repeated)
         if not finished:
             return None
         return results.row(method.name, adapter, finished, self.study.metric)
+
+    def report(self) -> str:
+        """Writes the results of the runs that are done and starts none; returns the table."""
+        rows = []
+        for method in self.study.methods:
+            folder = self.out / "runs" / method.name
+            jobs = [runs.done_job(method.name, seed, folder) for seed in self.study.seeds]
+            done = [runs.summary(job) for job in jobs if job is not None]
+            if done:
+                adapter = next(job for job in jobs if job is not None).recipe.get("adapter", {})
+                rows.append(results.row(method.name, adapter, done, self.study.metric))
+        return results.write(self.study, rows, [], self.out)
 
     def _failed(self, what: str, failure: Failed) -> None:
         self.failures.append((what, failure))
@@ -189,6 +201,11 @@ def _arguments() -> argparse.Namespace:
     )
     add("--seeds", type=int, nargs="+", help="seeds, instead of the study's")
     add("--only", nargs="+", metavar="NAME", help="these methods of the study only")
+    add(
+        "--report",
+        action="store_true",
+        help="write the results of the runs that are done, start none",
+    )
     graft = Path(os.environ.get("GRAFT_BINARY") or ROOT / "build" / "graft")
     add("--graft", type=Path, default=graft, help="the program (%(default)s)")
     add(
@@ -227,7 +244,7 @@ def main() -> int:
     program.catch_signals()
     comparison = Comparison(study, program, args.out)
     try:
-        text = comparison.go()
+        text = comparison.report() if args.report else comparison.go()
     except Stopped:
         say(f"stopped on request; run again with --out {args.out} to go on")
         return STOPPED

@@ -17,6 +17,7 @@ COLUMNS = (
     "method",
     "trained parameters",
     "lr",
+    "seeds",
     "{metric}",
     "held-out loss",
     "tokens/s",
@@ -60,6 +61,7 @@ def _cells(entry: Row) -> list[str]:
         entry["name"],
         f"{entry['trainable_parameters']:,}",
         "-" if rate is None else f"{rate:g}",
+        str(len(entry["runs"])),
         _with_spread(entry["metric"]),
         _with_spread(entry["loss"]),
         "-" if speed is None else f"{speed:.0f}",
@@ -73,15 +75,15 @@ def table(study: Study, rows: list[Row]) -> str:
     names = [column.format(metric=study.metric) for column in COLUMNS]
     lines = [names, ["---"] * len(names), *map(_cells, rows)]
     if study.metric == "loss":  # has its column anyway
-        lines = [[*cells[:3], *cells[4:]] for cells in lines]
+        lines = [[*cells[:4], *cells[5:]] for cells in lines]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _footnote(study: Study) -> str:
     budget = f"budget {study.budget:,} trained parameters; " if study.budget else ""
     return (
-        f"{budget}seeds {', '.join(map(str, study.seeds))}: mean ± sample standard deviation; "
-        "tokens/s: median over steps, then over seeds; peak memory: largest process of a run.\n"
+        f"{budget}mean ± sample standard deviation over seeds; "
+        "tokens/s: median over steps, then seeds; peak memory: largest process of a run.\n"
     )
 
 
@@ -105,6 +107,9 @@ def draw(study: Study, rows: list[Row], path: Path) -> None:
         if len(curves) > 1:
             low, high = [min(c) for c in columns], [max(c) for c in columns]
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    values = [loss for entry in trained for run in entry["runs"] for loss in run["losses"]]
+    if values and max(values) > 10 * min(values) > 0:
+        axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="training loss per trained token (mean of the last tenth)")
     axes.set_title(study.title)
     axes.grid(alpha=0.3)

@@ -87,9 +87,14 @@ def train(program: Program, job: Job) -> None:
     program.run("train", job.recipe, job.base)
 
 
+def _result(base: Path) -> Path:
+    """What `graft eval` said of a run; once it is there the run is done."""
+    return base.with_name(base.name + ".json")
+
+
 def finish(program: Program, job: Job, metric: str) -> dict[str, Any]:
     """Trains and evaluates, or reads the result of a run that is done. Raises Failed, Stopped."""
-    done = job.base.with_name(job.base.name + ".json")
+    done = _result(job.base)
     if not done.exists():
         if job.trains:
             train(program, job)
@@ -110,8 +115,18 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def summary(job: Job, evaluation: dict[str, Any]) -> dict[str, Any]:
+def done_job(name: str, seed: int, folder: Path) -> Job | None:
+    """The run of a method's folder with this seed as it was begun, if it is done."""
+    base = folder / f"seed-{seed}"
+    if not _result(base).exists():
+        return None
+    recipe = base.with_name(base.name + ".yaml").read_text(encoding="utf-8")
+    return Job(name, seed, yaml.safe_load(recipe), base)
+
+
+def summary(job: Job) -> dict[str, Any]:
     """The figures of a finished run, from what it left in its folder."""
+    evaluation = read_json_file(_result(job.base), MAX_RESULT_BYTES)
     figures: dict[str, Any] = {"seed": job.seed, "eval": evaluation}
     if not job.trains:
         return {**figures, "trainable_parameters": 0, "adapter_bytes": 0}

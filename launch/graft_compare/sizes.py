@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .program import Failed, Program
+from graft_prepare.files import read_json_file
+
+from .program import Failed, Program, write_whole
 from .study import Method, Study
 
 TRAINABLE = re.compile(r"^trainable ([\d,]+) of ", re.MULTILINE)
@@ -55,6 +58,17 @@ def choose_adapter(program: Program, study: Study, method: Method, base: Path) -
     """The method's adapter section for the study's budget. Raises Failed when not even size 1 fits."""
     if method.size_key is None or study.budget == 0:
         return method.adapter
+    # Counting starts the program several times: a comparison that goes on need not do it again.
+    known = base.with_name(base.name + ".json")
+    question = {
+        "adapter": method.adapter,
+        "budget": study.budget,
+        "model": study.recipe.get("model"),
+    }
+    if known.exists():
+        answer = read_json_file(known)
+        if answer["question"] == question:
+            return answer["adapter"]
     seen: dict[int, int | None] = {}
 
     def count(size: int) -> int | None:
@@ -64,9 +78,8 @@ def choose_adapter(program: Program, study: Study, method: Method, base: Path) -
             except Failed:
                 if size == 1:
                     raise
-                seen[size] = (
-                    None  # above the key's range, or a prompt that no longer fits the model
-                )
+                # Above the key's range, or a prompt that no longer fits the model.
+                seen[size] = None
         return seen[size]
 
     size = largest_within(count, study.budget)
@@ -76,4 +89,6 @@ def choose_adapter(program: Program, study: Study, method: Method, base: Path) -
             f"{method.size_key} 1 has {seen[1]:,} trainable parameters, "
             f"the budget is {study.budget:,}",
         )
-    return sized_adapter(method, size)
+    chosen = sized_adapter(method, size)
+    write_whole(known, json.dumps({"question": question, "adapter": chosen}, indent=1) + "\n")
+    return chosen

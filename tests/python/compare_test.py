@@ -51,7 +51,7 @@ def write_study(inputs: Path, path: Path, methods: list[dict], **keys) -> Path:
             "data": data,
             "optim": optim | keys.pop("optim", {}),
             "parallel": {"threads": 1} | keys.pop("parallel", {}),
-            "checkpoint": {"every": 50},
+            "checkpoint": {"every": 50} | keys.pop("checkpoint", {}),
         },
         "methods": methods,
     }
@@ -153,7 +153,7 @@ def test_figures_are_those_of_the_runs(finished):
     assert row["tokens_per_second"] == pytest.approx(statistics.median(speeds))
     adapter = out / "runs/red/seed-0/adapter"
     assert row["adapter_bytes"] == sum(path.stat().st_size for path in adapter.iterdir())
-    assert f"| red | 256 | 0.01 | {row['metric']['mean']:.4f} ± " in result.stdout
+    assert f"| red | 256 | 0.01 | 2 | {row['metric']['mean']:.4f} ± " in result.stdout
     assert (out / "compare.md").read_text().count("\n| ") == 2 + 4
     assert (out / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -181,7 +181,10 @@ def test_the_grid_chooses_by_the_late_training_loss(finished):
 
 def test_what_is_done_is_not_repeated(finished):
     study, out, first = finished
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/metrics.jsonl")}
+    # No run and, for the sizes, no plan.
+    kept = [*out.glob("runs/*/*/metrics.jsonl"), *out.glob("*/*.plan.log")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) == 3 * 2 + 1
     table = (out / "compare.md").read_text()
     again = compare(study, out)
     assert again.returncode == 0, again.stderr
@@ -190,6 +193,23 @@ def test_what_is_done_is_not_repeated(finished):
     assert again.stderr.count("was done before") == 1 + 3 * 2 + 2
     assert "[1/9] backbone: perplexity " in first.stderr
     assert "min left" in first.stderr
+
+
+def test_a_report_shows_what_is_done_and_starts_nothing(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "out")
+    (out / "runs/red/seed-1.json").unlink()
+    (out / "runs/lora-r2/seed-0.json").unlink()
+    (out / "runs/lora-r2/seed-1.json").unlink()
+    full = rows(finished[1])
+    result = compare(finished[0], out, "--report", "--graft", "/bin/false")
+    assert result.returncode == 0, result.stderr
+    assert list(rows(out)) == ["backbone", "lora", "red"]
+    assert rows(out)["lora"] == full["lora"]
+    assert rows(out)["red"]["metric"] == {
+        "mean": full["red"]["metric"]["values"][0],
+        "std": None,
+        "values": full["red"]["metric"]["values"][:1],
+    }
 
 
 def test_another_recipe_in_the_same_folder_is_refused(finished):
@@ -242,12 +262,12 @@ def test_a_stopped_comparison_goes_on_where_it_was(inputs, tmp_path):
 
 
 def test_a_killed_run_is_named_the_others_go_on_and_it_resumes(inputs, tmp_path):
-    study = write_study(
-        inputs, tmp_path / "study.yaml", [RED, LORA], seeds=[0], optim={"steps": 200}
-    )
+    # Long enough behind the first checkpoint that the kill meets the training, not the evaluation.
+    keys = {"seeds": [0], "optim": {"steps": 1000}, "checkpoint": {"every": 200}}
+    study = write_study(inputs, tmp_path / "study.yaml", [RED, LORA], **keys)
     run, out = tmp_path / "out/runs/red/seed-0", tmp_path / "out"
     with start(study, out) as job:
-        wait_for(lambda: list(run.glob("checkpoints/step-*/manifest.json")))
+        wait_for(lambda: list(run.glob("checkpoints/step-????????/manifest.json")))
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         _, text = job.communicate(timeout=120)
@@ -259,8 +279,8 @@ def test_a_killed_run_is_named_the_others_go_on_and_it_resumes(inputs, tmp_path)
     result = compare(study, out)
     assert result.returncode == 0, result.stderr
     assert set(rows(out)) == {"red", "lora"}
-    assert records(run, "resume")[0]["step"] >= 50
-    assert [record["step"] for record in records(run, "train")] == list(range(1, 201))
+    assert records(run, "resume")[0]["step"] >= 200
+    assert [record["step"] for record in records(run, "train")] == list(range(1, 1001))
 
 
 def test_a_method_that_fails_leaves_the_others_and_the_exit_code(inputs, tmp_path):
