@@ -1,6 +1,7 @@
 """Makes what both programs of a comparison start from: a data set of fixed-length samples and a LoRA adapter folder.
 
-  workload.py --model DIR --out DIR [--samples 64] [--length 256] [--supervised 1.0] [--synthetic] [--rank 8]
+  workload.py --model DIR --out DIR [--samples 64] [--length 256] [--supervised 1.0] [--prompt-length 1]
+    [--synthetic] [--rank 8]
   workload.py --tiny DIR        a small random Llama folder instead, for runs that measure nothing
 """
 
@@ -36,7 +37,7 @@ def wordnet_ids(model_folder, count):
     raise SystemExit(f"workload.py: WordNet has {len(ids)} tokens, {count} were asked for")
 
 
-def write_data(model_folder, folder, samples, length, supervised, synthetic):
+def write_data(model_folder, folder, samples, length, supervised, prompt_length, synthetic):
     vocab = json.loads((model_folder / "config.json").read_text())["vocab_size"]
     rng = np.random.default_rng(0)
     count = samples * length
@@ -45,9 +46,9 @@ def write_data(model_folder, folder, samples, length, supervised, synthetic):
     writer = DatasetWriter(folder, info, shard_tokens=1 << 30)
     for i in range(samples):
         mask = (rng.random(length) < supervised).astype(np.uint8)
-        mask[0] = 0
+        mask[:prompt_length] = 0
         row = ids[i * length : (i + 1) * length]
-        writer.add(Encoded(number=i, input_ids=row, prompt_length=1, loss_mask=mask))
+        writer.add(Encoded(number=i, input_ids=row, prompt_length=prompt_length, loss_mask=mask))
     writer.close()
 
 
@@ -95,12 +96,14 @@ def main():
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--supervised", type=float, default=1.0)
+    parser.add_argument("--prompt-length", type=int, default=1, help="leading tokens, not trained")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--synthetic", action="store_true")
     a = parser.parse_args()
     if a.tiny:
         return write_tiny(a.tiny)
-    write_data(a.model, a.out / "data", a.samples, a.length, a.supervised, a.synthetic)
+    shape = (a.samples, a.length, a.supervised, a.prompt_length)
+    write_data(a.model, a.out / "data", *shape, a.synthetic)
     write_adapter(a.model, a.out / "adapter", a.rank)
 
 

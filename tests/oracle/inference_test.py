@@ -79,7 +79,7 @@ def test_eval_of_answers_that_the_model_gives(name, data, pipeline, evaluation_s
 
 def expected_metrics(model, samples):
     """By their definitions: accuracy, macro F1 and Matthews' correlation as that of one-hot columns; Pearson's."""
-    outputs = [reference.logits(model, s.ids) for s in samples]
+    outputs = [reference.logits(model, s.ids, s.prompt_length) for s in samples]
     if isinstance(samples[0].label, float):
         x, y = (torch.tensor(v, dtype=torch.float64) for v in ([o.item() for o in outputs], [s.label for s in samples]))
         return dict(pearson=torch.corrcoef(torch.stack([x, y]))[0, 1].item(), mse=((x - y) ** 2).mean().item())
@@ -96,7 +96,7 @@ def expected_metrics(model, samples):
 
 @pytest.mark.parametrize(
     "name, data, pipeline",
-    [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1)],
+    [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1), ("roberta_para", 1, 2)],
 )
 @torch.no_grad()
 def test_eval_with_labels(name, data, pipeline, tmp_path):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 PREFIX = "base_model.model."
+HEADS = ("classifier", "score")  # of the classes for sequence classification
 
 
 class Plain(torch.nn.Module):
@@ -22,9 +23,12 @@ class Plain(torch.nn.Module):
         self.config = model.config
         self.keys = adapter
         self.prompt_length = 0
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
         self.tensors = {}
+        for name, parameter in model.named_parameters():
+            is_head = name.split(".")[0] in HEADS
+            parameter.requires_grad_(is_head)
+            if is_head:
+                self.tensors[PREFIX + name] = parameter
 
     def new(self, name, *shape):
         self.tensors[name] = torch.nn.Parameter(torch.zeros(*shape))
@@ -36,7 +40,9 @@ class Plain(torch.nn.Module):
     def save(self, folder):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"peft_type": self.keys["method"].upper(), "task_type": "CAUSAL_LM"}
+        classifies = "SequenceClassification" in type(self.model).__name__
+        config = {"peft_type": self.keys["method"].upper()}
+        config["task_type"] = "SEQ_CLS" if classifies else "CAUSAL_LM"
         config |= {k: v for k, v in self.keys.items() if k != "method"}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
         tensors = {name: value.detach() for name, value in self.tensors.items()}
@@ -113,7 +119,7 @@ class Para(Plain):
                 return y
             return (y.float() * made[role]).to(y.dtype)
 
-        if self.keys["input"] == "layer_in":
+        if self.keys["input"] == "layer_in" or layer.norm is None:
             layer.block.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
         else:
             layer.norm.register_forward_hook(lambda _, __, y: read(y))
@@ -147,8 +153,22 @@ class Gpt2Layer:
         self.block.attn.c_attn.register_forward_hook(parts)
 
 
+class RobertaLayer(LlamaLayer):
+    """Its norms stand behind the sums: what enters the layer is normed."""
+
+    def __init__(self, block):
+        self.block, self.norm, self.down = block, None, block.output.dense
+        attention = block.attention.self
+        self.projections = {"attn.q": attention.query, "attn.v": attention.value}
+        self.widths = {role: linear.out_features for role, linear in self.projections.items()}
+        self.widths["ffn.up"] = block.intermediate.dense.out_features
+
+
 def layers_of(model):
     """HF path and the places of every layer."""
+    if model.config.model_type == "roberta":
+        path = "roberta.encoder.layer"
+        return [(f"{path}.{i}", RobertaLayer(b)) for i, b in enumerate(model.roberta.encoder.layer)]
     if model.config.model_type == "gpt2":
         return [(f"transformer.h.{i}", Gpt2Layer(b)) for i, b in enumerate(model.transformer.h)]
     return [(f"model.layers.{i}", LlamaLayer(b)) for i, b in enumerate(model.model.layers)]
@@ -175,7 +195,12 @@ class SoftPrompt(Plain):
         prompt = words[: self.prompt_length].float()
         rows = self.rows(prompt.mean(0) if len(prompt) else torch.zeros(words.shape[1]))
         inputs = torch.cat([rows.to(words.dtype), words])[None]
-        return self.model(inputs_embeds=inputs, use_cache=False).logits[0, len(rows) :].float()
+        if self.config.model_type == "roberta":
+            states = self.model.roberta(inputs_embeds=inputs).last_hidden_state
+            # The head takes the first row of what it is given: that of the text.
+            return self.model.classifier(states[:, len(rows) :])[0].float()
+        outputs = self.model(inputs_embeds=inputs, use_cache=False).logits[0].float()
+        return outputs if outputs.dim() == 1 else outputs[len(rows) :]
 
 
 class Idpg(SoftPrompt):

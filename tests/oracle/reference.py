@@ -18,8 +18,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from plain_methods import METHODS, Plain
-from variants import NUM_LABELS, module_of
+from plain_methods import HEADS, METHODS, Plain
+from variants import NUM_LABELS, layer_of, module_of
 
 PREFIX = "base_model.model."
 
@@ -60,12 +60,14 @@ def adapted_modules(model, adapter):
     modules = {}
     for layer in layer_list(adapter, model.config.num_hidden_layers):
         for role in adapter.get("sites", ["ffn.out"]):
-            linear = HIDDEN_AS_LINEAR.get(role, role)
-            modules.setdefault(module_of(model_type, layer, linear), []).append(role)
+            if role == "layer.out":
+                module = layer_of(model_type, layer)
+            else:
+                module = module_of(model_type, layer, HIDDEN_AS_LINEAR.get(role, role))
+            modules.setdefault(module, []).append(role)
     return modules
 
 
-HEADS = ("classifier", "score")  # of the classes for sequence classification
 FUSED_PARTS = {"attn.q": 0, "attn.k": 1, "attn.v": 2}
 
 
@@ -97,7 +99,7 @@ class Red(torch.nn.Module):
         what = adapter.get("what", "scale_and_bias")
         for module, roles in adapted_modules(model, adapter).items():
             linear = model.get_submodule(module)
-            width = linear.nf if hasattr(linear, "nf") else linear.out_features
+            width = getattr(linear, "nf", None) or getattr(linear, "out_features", model.config.hidden_size)
             scale = torch.nn.Parameter(torch.ones(width)) if "scale" in what else torch.ones(width)
             bias = torch.nn.Parameter(torch.zeros(width)) if "bias" in what else torch.zeros(width)
             rows = fused_rows(module, roles, width)
@@ -156,7 +158,7 @@ def new_adapter(model, adapter):
         return METHODS[adapter["method"]](model, adapter)
     if adapter["method"] == "prompt_tuning":
         rows = adapter["prompt_length"]
-        config = PromptTuningConfig(num_virtual_tokens=rows, task_type="CAUSAL_LM")
+        config = PromptTuningConfig(num_virtual_tokens=rows, task_type=task_type(model))
         return get_peft_model(model, config)
     if adapter["method"] == "ia3":
         return new_ia3(model, adapter)
@@ -268,7 +270,7 @@ def randomize_adapter(model, seed):
     with torch.no_grad():
         for name, value in sorted(trained(model).items()):
             noise = torch.randn(value.shape, generator=generator)
-            is_head = name.removeprefix(PREFIX).split(".")[0] in HEADS
+            is_head = any(part in HEADS for part in name.split("."))
             if name.endswith("lora_A.weight") or is_head and value.dim() == 2:
                 value.copy_(noise / value.shape[1] ** 0.5)
             elif name.endswith(("red_scale", "ia3_l")):

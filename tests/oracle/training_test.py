@@ -30,6 +30,7 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("gqa_lora_qv", 1, id="q,v rslora cosine"),
     pytest.param("gqa_lora_upper", 3, id="upper layers"),
     pytest.param("gqa_red", 4, id="RED"),
+    pytest.param("gqa_red_states", 2, id="RED at hidden states of two layers"),
     pytest.param("biases_red", 3, id="RED on a biased linear"),
     pytest.param("gpt2_lora", 2, id="GPT-2"),
     pytest.param("gpt2_lora_joint", 3, id="GPT-2, one LoRA on the fused projection"),
@@ -49,6 +50,14 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("tied_lopa_concat", 2, id="LoPA concat"),
     pytest.param("gqa_para", 3, id="PARA"),
     pytest.param("gqa_para_attention_rational", 2, id="PARA attention rational normed"),
+    pytest.param("gpt2_idpg", 3, id="GPT-2 IDPG"),
+    pytest.param("gpt2_para_score", 2, id="GPT-2 PARA with a task head"),
+    pytest.param("tied_lopa_score", 2, id="Llama LoPA with a task head"),
+    pytest.param("roberta_fanlora", 2, id="RoBERTa FanLoRA"),
+    pytest.param("roberta_idpg", 2, id="RoBERTa IDPG"),
+    pytest.param("roberta_lopa", 3, id="RoBERTa LoPA"),
+    pytest.param("roberta_para", 3, id="RoBERTa PARA"),
+    pytest.param("roberta_para_attention_rational", 2, id="RoBERTa PARA attention rational"),
 ]
 
 
@@ -102,6 +111,14 @@ LAYOUTS = [
     ("gpt2_para", 1, 2, "1f1b", 1),
     ("gpt2_lopa", 1, 2, "gpipe", 2),
     ("gpt2_prompt_tuning", 2, 1, "1f1b", 1),
+    ("gqa_red_states", 1, 2, "1f1b", 1),
+    ("gpt2_idpg", 1, 2, "1f1b", 1),
+    ("roberta_idpg", 1, 2, "1f1b", 2),
+    ("roberta_lopa", 2, 2, "1f1b", 1),
+    ("roberta_para", 2, 1, "1f1b", 1),
+    ("roberta_para", 2, 2, "1f1b", 1),
+    ("roberta_para_attention_rational", 1, 2, "1f1b", 1),
+    ("gpt2_para_score", 1, 2, "1f1b", 1),
 ]
 
 

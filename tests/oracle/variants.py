@@ -139,13 +139,16 @@ def family(model):
     return {"GPT2Config": "gpt2", "RobertaConfig": "roberta"}.get(name, "llama")
 
 
+def layer_of(model_type, layer):
+    """The HF path of a layer."""
+    layers = {"roberta": "roberta.encoder.layer", "gpt2": "transformer.h"}
+    return f"{layers.get(model_type, 'model.layers')}.{layer}"
+
+
 def module_of(model_type, layer, role):
     """The HF path of a role's module."""
-    if model_type == "roberta":
-        return f"roberta.encoder.layer.{layer}.{ROBERTA_MODULE[role]}"
-    if model_type == "gpt2":
-        return f"transformer.h.{layer}.{GPT2_MODULE[role]}"
-    return f"model.layers.{layer}.{LLAMA_MODULE[role]}"
+    modules = {"roberta": ROBERTA_MODULE, "gpt2": GPT2_MODULE}.get(model_type, LLAMA_MODULE)
+    return f"{layer_of(model_type, layer)}.{modules[role]}"
 
 
 @dataclass
@@ -198,6 +201,11 @@ def _lopa(**keys):
     return defaults | dict(encoder=dict(type="embedding_mean")) | keys
 
 
+def _idpg(**keys):
+    defaults = dict(method="idpg", prompt_length=4, hidden=12, dropout=0.0)
+    return defaults | dict(encoder=dict(type="embedding_mean")) | keys
+
+
 NUM_TRAIN_SAMPLES = 14  # no multiple of the batch sizes: batches wrap at the end of an epoch
 
 CASES = {f"{name}_lora": Case(name, _lora(), _optim()) for name in LLAMA_MODELS}
@@ -234,17 +242,7 @@ CASES |= {
     ),
     "gqa_prompt_tuning": Case("gqa", dict(method="prompt_tuning", prompt_length=6), _optim()),
     "tied_prompt_tuning": Case("tied", dict(method="prompt_tuning", prompt_length=1), _optim()),
-    "gqa_idpg": Case(
-        "gqa",
-        dict(
-            method="idpg",
-            prompt_length=4,
-            hidden=12,
-            dropout=0.0,
-            encoder=dict(type="embedding_mean"),
-        ),
-        _optim(),
-    ),
+    "gqa_idpg": Case("gqa", _idpg(), _optim()),
     "gqa_lopa": Case("gqa", _lopa(), _optim()),
     "tied_lopa_concat": Case("tied", _lopa(fusion="concat", hidden=0), _optim()),
     "gqa_lopa_add": Case("gqa", _lopa(fusion="add"), _optim()),
@@ -318,6 +316,30 @@ CASES |= {
     ),
     "gpt2_lora_score": Case("gpt2", _lora(sites=["attn.q", "attn.v"]), _optim(), **_CLASSES),
     "tied_lora_score": Case("tied", _lora(), _optim(), **_CLASSES),
+    "roberta_fanlora": Case(
+        "roberta",
+        dict(method="fanlora"),
+        _optim(),
+        keep=[(0, ["attn.q", "ffn.down"], 3, 6.0), (2, ["attn.v"], 4, 5.0)],
+        **_CLASSES,
+    ),
+    "roberta_idpg": Case("roberta", _idpg(), _optim(), **_CLASSES),
+    "roberta_lopa": Case("roberta", _lopa(), _optim(), **_CLASSES),
+    "tied_lopa_score": Case("tied", _lopa(fusion="max"), _optim(), **_CLASSES),
+    "roberta_para": Case("roberta", _para(bias=True), _optim(), **_CLASSES),
+    "roberta_para_attention_rational": Case(
+        "roberta_headless",
+        _para(pooling="attention", activation="rational", input="normed"),
+        _optim(),
+        task="regression",
+    ),
+    "gpt2_para_score": Case("gpt2", _para(pooling="last"), _optim(), **_CLASSES),
+    "gpt2_idpg": Case("gpt2", _idpg(), _optim()),
+    "gqa_red_states": Case(
+        "gqa",
+        dict(method="red", sites=["attn.out", "layer.out"], layers="1-2"),
+        _optim(weight_decay=0.0),
+    ),
 }
 
 # On a prepared folder of the real model; samples are these sentences.
