@@ -74,6 +74,10 @@ class Comparison:
     def _steps(self) -> int:
         return int((self.study.recipe.get("optim") or {})["steps"])
 
+    def _seeds(self, method: Method) -> list[int]:
+        """Of a method's runs; nothing in the bare backbone depends on a seed."""
+        return self.study.seeds if method.adapter else self.study.seeds[:1]
+
     def _job(
         self, method: Method, adapter: dict[str, Any], seed: int, base: Path, **optim: Any
     ) -> runs.Job:
@@ -110,7 +114,7 @@ class Comparison:
         adapter = choose_adapter(self.program, self.study, method, self.out / "plan" / method.name)
         optim = self._choose_rate(method, adapter)
         finished = []
-        for seed in self.study.seeds if method.adapter else self.study.seeds[:1]:
+        for seed in self._seeds(method):
             base = self.out / "runs" / method.name / f"seed-{seed}"
             job = self._job(method, adapter, seed, base, **optim)
             what = f"{method.name} seed {seed}" if method.adapter else method.name
@@ -134,7 +138,7 @@ class Comparison:
         rows = []
         for method in self.study.methods:
             folder = self.out / "runs" / method.name
-            jobs = [runs.done_job(method.name, seed, folder) for seed in self.study.seeds]
+            jobs = [runs.done_job(method.name, seed, folder) for seed in self._seeds(method)]
             done = [runs.summary(job) for job in jobs if job is not None]
             if done:
                 adapter = next(job for job in jobs if job is not None).recipe.get("adapter", {})

@@ -115,7 +115,7 @@ def draw(study: Study, rows: list[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     if trained:
         axes.legend()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 

@@ -200,11 +200,14 @@ def test_a_report_shows_what_is_done_and_starts_nothing(finished, tmp_path):
     (out / "runs/red/seed-1.json").unlink()
     (out / "runs/lora-r2/seed-0.json").unlink()
     (out / "runs/lora-r2/seed-1.json").unlink()
+    for end in ("json", "yaml"):  # the backbone has no seeds: one run of it is shown
+        shutil.copy(out / f"runs/backbone/seed-0.{end}", out / f"runs/backbone/seed-1.{end}")
     full = rows(finished[1])
     result = compare(finished[0], out, "--report", "--graft", "/bin/false")
     assert result.returncode == 0, result.stderr
     assert list(rows(out)) == ["backbone", "lora", "red"]
     assert rows(out)["lora"] == full["lora"]
+    assert rows(out)["backbone"] == full["backbone"]
     assert rows(out)["red"]["metric"] == {
         "mean": full["red"]["metric"]["values"][0],
         "std": None,
