@@ -42,6 +42,14 @@ recipe_text() {
     }' "$recipe"
 }
 
+# The folder of a run: run.output, else runs/<run.name>. run_folder RECIPE [WORD ...].
+run_folder() {
+  local output name
+  output="$(recipe_text run output "$@")"
+  name="$(recipe_text run name "$@")"
+  echo "${output:-runs/${name:-run}}"
+}
+
 # The newest committed step of a run folder, 0 when there is none.
 newest_step() {
   local name newest=0
@@ -61,6 +69,18 @@ check_allocation() {
   if [ "${GRAFT_LAUNCHER:-mpirun}" = srun ] && ! srun --mpi=list 2>&1 | grep -qw pmix; then
     fail peer "$PEER_LOST" "this SLURM has no PMIx (srun --mpi=list): every task would be a job of its own; use mpirun (leave GRAFT_LAUNCHER away)"
   fi
+  [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || wait_for_nodes
+}
+
+# SLURM gives a job nodes that have just come back, and refuses steps on them for some seconds more. At most a minute: what is
+# wrong after that, the launcher says.
+wait_for_nodes() {
+  local try
+  for try in {1..12}; do
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null && return
+    say "not all nodes start a step yet ($try)"
+    sleep 5
+  done
 }
 
 # Copies GRAFT_MODEL to every node and prints the words for graft that make it read the copy. A copy that is there is kept: the
@@ -116,16 +136,16 @@ launch_with_relaunches() {
   done
 }
 
-# Stops with 76 when this is the third start in a row without a newer committed step: something is broken that no restart heals.
+# Stops with 76 when this is the third start in a row without progress: something is broken that no restart heals.
+# check_progress OUTPUT DONE WHAT [LEAST]: what was done so far, as a number that grows by LEAST (1) or more when a start got on.
 check_progress() {
-  local output="$1" newest log lines
-  newest="$(newest_step "$output")"
+  local output="$1" done="$2" what="$3" least="${4:-1}" log lines
   log="$output/slurm-$SLURM_JOB_ID.starts"
   mkdir -p "$output"
-  echo "$newest" >>"$log"
+  echo "$done" >>"$log"
   mapfile -t lines < <(tail -n 3 "$log")
-  [ "${#lines[@]}" -eq 3 ] && [ "${lines[0]}" = "$newest" ] && [ "${lines[1]}" = "$newest" ] || return 0
-  fail peer "$PEER_LOST" "two restarts in a row committed no step after $newest in $output: not started again; see $output/flight and the log, then sbatch anew"
+  [ "${#lines[@]}" -eq 3 ] && [ $((done - lines[0])) -lt "$least" ] || return 0
+  fail peer "$PEER_LOST" "two restarts in a row committed no $what after $done in $output: not started again; see $output/flight and the log, then sbatch anew"
 }
 
 # Puts the job back into the queue and ends with `code`, or says why not.

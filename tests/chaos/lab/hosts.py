@@ -40,19 +40,22 @@ class Hosts:
     def _space(self, name):
         return f"{self.tag}-{name}"
 
+    def address(self, name):
+        return f"10.78.0.{self.names.index(name) + 1}"
+
     def _build(self):
         lines = ["127.0.0.1 localhost"]
-        lines += [f"10.78.0.{i + 1} {name}" for i, name in enumerate(self.names)]
+        lines += [f"{self.address(name)} {name}" for name in self.names]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         ip("-n", self.switch, "link", "set", "bridge", "up")
-        for i, name in enumerate(self.names):
+        for name in self.names:
             space = self._space(name)
             ip("netns", "add", space)
             ip("link", "add", name, "netns", self.switch, "type", "veth", "peer", "name", "eth0", "netns", space)
             ip("-n", self.switch, "link", "set", name, "master", "bridge", "up")
-            ip("-n", space, "addr", "add", f"10.78.0.{i + 1}/24", "dev", "eth0")
+            ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
             for link in ["lo", "eth0"]:
                 ip("-n", space, "link", "set", link, "up")
             self._keep(name)

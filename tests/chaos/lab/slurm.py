@@ -4,6 +4,9 @@
         job = slurm.sbatch(script, "--ntasks=2", cwd=folder)
         slurm.show(job)["JobState"]
 
+    with Hosts(2) as hosts, Slurm(hosts=hosts) as slurm:   # each node a machine with its own network (hosts.py)
+        slurm.crash("host2"); slurm.boot("host2")
+
 Debian packages: munge slurmctld slurmd slurm-client. Their services are neither used nor touched.
 """
 
@@ -39,7 +42,7 @@ def free_ports(count):
 
 
 class Slurm:
-    def __init__(self, nodes=1, cpus=4):
+    def __init__(self, nodes=1, cpus=4, hosts=None):
         missing = [program for program in PROGRAMS if self._find(program) is None]
         if missing:
             raise RuntimeError(f"missing {missing}; apt packages: munge slurmctld slurmd slurm-client")
@@ -47,11 +50,18 @@ class Slurm:
         self.folder = Path(tempfile.mkdtemp(prefix="graft-slurm-"))
         self.folder.chmod(0o711)
         self.started = False
-        self.nodes = [f"node{i + 1}" for i in range(nodes)]
+        self.hosts = hosts
+        self.nodes = hosts.names if hosts else [f"node{i + 1}" for i in range(nodes)]
         self.cpus = cpus
         self.daemons = []
         self.environment = os.environ | JOB_ENVIRONMENT
         self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
+        if hosts:
+            self.environment |= {key: "eth0" for key in JOB_ENVIRONMENT if key.endswith("if_include")}
+
+    def _at(self, node, command):
+        """A command line that runs on this node."""
+        return self.hosts.command(node, command) if self.hosts else [*command]
 
     @staticmethod
     def _find(program):
@@ -89,18 +99,32 @@ class Slurm:
         self._until(lambda: (munge / "socket").exists(), "munged's socket")
         self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
         for node in self.nodes:
-            self._daemon("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"])
-        idle = ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]
-        self._until(lambda: len(self._ask(idle).split()) == len(self.nodes), "idle nodes")
+            self.boot(node)
+        self._until(lambda: self.idle() == self.nodes, "idle nodes")
         self.started = True
+
+    def idle(self):
+        """The nodes that wait for work."""
+        return sorted(self._ask(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]).split())
+
+    def boot(self, node):
+        """Starts a node, which joins the cluster by itself."""
+        self._daemon("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"], node=node)
+
+    def crash(self, node):
+        """Ends all processes of a node, as a power loss does. Only with hosts."""
+        for process in self.hosts.processes(node):
+            os.kill(process, signal.SIGKILL)
 
     def _config(self):
         user = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
         host = socket.gethostname().split(".")[0]
         control, *ports = free_ports(1 + len(self.nodes))
+        names = self.nodes if self.hosts else [host] * len(self.nodes)
+        addresses = [self.hosts.address(n) for n in self.nodes] if self.hosts else ["127.0.0.1"] * len(names)
         lines = dict(
             ClusterName="chaos",
-            SlurmctldHost=f"{host}(127.0.0.1)",
+            SlurmctldHost=f"{names[0]}({addresses[0]})",
             SlurmctldPort=control,
             SlurmUser=user,
             SlurmdUser=user,
@@ -124,19 +148,20 @@ class Slurm:
             MpiDefault="none",
             JobRequeue=1,
             KillWait=5,
+            SlurmdTimeout=10 if self.hosts else 300,
             ReturnToService=2,
         )
         text = "".join(f"{key}={value}\n" for key, value in lines.items())
-        for node, port in zip(self.nodes, ports, strict=True):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        for node, name, address, port in zip(self.nodes, names, addresses, ports, strict=True):
+            text += f"NodeName={node} NodeHostname={name} NodeAddr={address} Port={port}"
             text += f" CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
         return text + "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
 
-    def _daemon(self, program, *arguments):
+    def _daemon(self, program, *arguments, node=None):
         with (self.folder / "log" / f"{program}.out").open("a") as out:
             self.daemons.append(
                 subprocess.Popen(
-                    [self._find(program), *arguments],
+                    self._at(node or self.nodes[0], [self._find(program), *arguments]),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
@@ -145,6 +170,7 @@ class Slurm:
             )
 
     def _ask(self, command):
+        command = self._at(self.nodes[0], command)
         return subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout
 
     def _until(self, condition, what):
@@ -159,6 +185,7 @@ class Slurm:
 
     def run(self, *command):
         """A SLURM command; returns its stdout, raises when it fails."""
+        command = self._at(self.nodes[0], command)
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{command}: exit {done.returncode}: {done.stderr}")
@@ -166,7 +193,8 @@ class Slurm:
 
     def sbatch(self, script, *options, arguments=(), cwd):
         """Submits from folder `cwd`; returns the job's id."""
-        command = ["sbatch", "--parsable", *options, str(script), *map(str, arguments)]
+        command = ["sbatch", "--parsable", f"--chdir={cwd}", *options, str(script), *map(str, arguments)]
+        command = self._at(self.nodes[0], command)
         done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{command}: {done.stderr}")
