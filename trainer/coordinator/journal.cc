@@ -32,6 +32,7 @@ constexpr size_t kMaxPayload = size_t{1} << 20;
 // Bytes of a result in one entry: what else stands in a payload fits beside it.
 constexpr size_t kMaxPart = kMaxPayload - 4096;
 constexpr int64_t kMaxFile = int64_t{1} << 36;
+constexpr int64_t kMaxStart = int64_t{1} << 48;
 constexpr absl::Duration kLockWait = absl::Seconds(10);
 
 enum class Entry : uint8_t { kStart = 1, kPart = 2, kLastPart = 3 };
@@ -165,7 +166,10 @@ absl::Status Journal::ReadEntries(std::string_view payload, size_t offset) {
     ByteReader entry(reader.Bytes(length));
     if (!reader.ok()) return IoError(At(path_, offset) + ": an entry is longer than its record");
     if (kind == Entry::kStart) {
-      start_ = std::max(start_, entry.Number<int64_t>() + 1);
+      const auto start = entry.Number<int64_t>();
+      if (!entry.done() || start < 1 || start >= kMaxStart)
+        return IoError(absl::StrCat(At(path_, offset), ": ", start, " is no number of a start"));
+      start_ = std::max(start_, start + 1);
       continue;
     }
     const std::string id(entry.Bytes(kKeyDigits));

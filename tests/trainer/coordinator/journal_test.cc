@@ -12,10 +12,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/hash.h"
+#include "comm/crc32c.h"
 #include "tests/sharding/power_loss.h"
 #include "tests/testing/fault_io.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
+#include "trainer/coordinator/bytes.h"
 
 namespace graft::trainer {
 namespace {
@@ -121,6 +123,25 @@ TEST(Journal, ForeignAndNewerFilesAreRefused) {
     folder.Write("journal.bin", bad);
     EXPECT_THAT(Journal::Open(folder.path(), kKey), FailsWith(ErrorKind::kIo, "is not a journal"));
     EXPECT_EQ(folder.Read("journal.bin"), bad);
+  }
+}
+
+// A whole record, as a disk does not damage it but a stranger may write it.
+TEST(Journal, NumbersThatAreNoStartAreRefused) {
+  const TempFolder folder;
+  Open(folder).reset();
+  const std::string good = folder.Read("journal.bin");
+  for (const int64_t start : {INT64_MIN, int64_t{0}, INT64_MAX}) {
+    std::string payload;
+    AppendNumber(&payload, uint8_t{1});
+    AppendNumber(&payload, uint32_t{sizeof(start)});
+    AppendNumber(&payload, start);
+    std::string record;
+    AppendNumber(&record, static_cast<uint32_t>(payload.size()));
+    AppendNumber(&record, comm::Crc32c(payload.data(), payload.size()));
+    folder.Write("journal.bin", good + record + payload);
+    EXPECT_THAT(Journal::Open(folder.path(), kKey),
+                FailsWith(ErrorKind::kIo, absl::StrCat(start, " is no number of a start")));
   }
 }
 
