@@ -23,6 +23,13 @@ absl::Status Method::Merge(const models::SiteSpec& site,
                                   " does not merge into the model's weights"));
 }
 
+absl::StatusOr<LowRankEdit> Method::LowRankAt(
+    const models::SiteSpec& site,
+    const std::vector<std::pair<std::string, torch::Tensor>>& /*parameters*/) const {
+  return RecipeError(absl::StrCat("adapter.method: found `", name(), "` at ", site.module,
+                                  ", scoring needs lora or fanlora"));
+}
+
 absl::Status CheckAdapterTensors(const Method& method, const std::vector<models::SiteSpec>& matched,
                                  const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
                                  const std::string& origin) {

@@ -66,6 +66,14 @@ struct ModelFacts {
   int num_layers = 0;
 };
 
+// A linear's edit y += scale (x a^T) b^T, as scoring reads it (methods.md 16). Views of the parameters.
+struct LowRankEdit {
+  torch::Tensor a;  // (r, in)
+  torch::Tensor b;  // (out, r)
+  double alpha = 0, scale = 0;
+  bool rslora = false;
+};
+
 class Method {
  public:
   virtual ~Method() = default;
@@ -112,6 +120,10 @@ class Method {
   // (of a shared module: its own rows). `tensors`: the parameters, as FromFolder gives them. Sets *bias when the merged module needs one. Default: error kind recipe "does not merge".
   virtual absl::Status Merge(const models::SiteSpec& site, const std::vector<std::pair<std::string, torch::Tensor>>& tensors, torch::Tensor* weight,
                              torch::Tensor* bias) const;
+  // The edit of a matched site, out of parameters that hold its own (a stage's, or the whole model's). Kind recipe where the method has no such
+  // edit: all but lora and fanlora. Errors else as of TensorCheck.
+  virtual absl::StatusOr<LowRankEdit> LowRankAt(const models::SiteSpec& site,
+                                                const std::vector<std::pair<std::string, torch::Tensor>>& parameters) const;
   // True when the merged module of `site` has a bias even where the model has none, so that the merged folder's config.json must say so
   // and every linear that shares that key gets one (zeros elsewhere).
   virtual bool MergeAddsBias(const models::SiteSpec& /*site*/) const { return false; }

@@ -23,11 +23,13 @@ using models::SiteSpec;
 
 class LoraHook : public models::SiteHook {
  public:
-  // `dropout_site` draws the mask. Of b (B_out, r) the hook uses the rows [first_row, first_row +
-  // num_rows).
-  LoraHook(models::SiteId dropout_site, torch::Tensor a, torch::Tensor b, int64_t first_row,
-           int64_t num_rows, double scale, double dropout, const AttachOptions& options)
-      : dropout_site_(dropout_site),
+  // The edit of `site`; `dropout_site` draws the mask. Of b (B_out, r) the hook uses the rows
+  // [first_row, first_row + num_rows).
+  LoraHook(models::SiteId site, models::SiteId dropout_site, torch::Tensor a, torch::Tensor b,
+           int64_t first_row, int64_t num_rows, double scale, double dropout,
+           const AttachOptions& options)
+      : site_(site),
+        dropout_site_(dropout_site),
         a_(std::move(a)),
         b_(std::move(b)),
         first_row_(first_row),
@@ -39,7 +41,15 @@ class LoraHook : public models::SiteHook {
 
   torch::Tensor EditOutput(const models::SiteInput& x, torch::Tensor y,
                            models::SiteContext& context) override {
-    LoraEditOptions options{scale_, std::nullopt, compute_dtype_};
+    LoraEditOptions options{scale_, std::nullopt, compute_dtype_, {}};
+    if (context.gates != nullptr) {
+      const auto rows = context.gates->rows.find(site_);
+      if (rows != context.gates->rows.end()) {
+        options.gate = rows->second;
+      } else if (!context.gates->open) {
+        return y;
+      }
+    }
     if (dropout_ > 0 && context.training) {
       options.dropout.emplace(seed_, RandomPurpose::kAdapterDropout, dropout_site_, dropout_,
                               *context.batch);
@@ -49,7 +59,7 @@ class LoraHook : public models::SiteHook {
   }
 
  private:
-  models::SiteId dropout_site_;
+  models::SiteId site_, dropout_site_;
   torch::Tensor a_, b_;
   int64_t first_row_, num_rows_;
   double scale_, dropout_;
@@ -188,7 +198,7 @@ absl::StatusOr<Attachment> Lora::Attach(const std::vector<SiteSpec>& matched_on_
     }
     const int64_t first_row = IsJoint(site) ? site.fused_offset : 0;
     attachment.hooks.emplace_back(
-        site.id, std::make_shared<LoraHook>(owner, a, b, first_row, site.out_features,
+        site.id, std::make_shared<LoraHook>(site.id, owner, a, b, first_row, site.out_features,
                                             ScaleOf(size), dropout_, options));
   }
   return attachment;
@@ -282,17 +292,27 @@ absl::Status Lora::CheckVariant(const nlohmann::json& config, const std::string&
   return absl::OkStatus();
 }
 
-absl::Status Lora::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
-                         torch::Tensor* /*bias*/) const {
-  TensorCheck check(tensors);
+absl::StatusOr<LowRankEdit> Lora::LowRankAt(const SiteSpec& site,
+                                            const NamedTensors& parameters) const {
+  TensorCheck check(parameters);
   const Size size = SizeOf(site);
   const int64_t out = IsJoint(site) ? site.fused_features : site.out_features;
-  const torch::Tensor a = check.Expect(NameOf(site, kLoraAName), {size.rank, site.in_features});
-  torch::Tensor b = check.Expect(NameOf(site, kLoraBName), {out, size.rank});
+  LowRankEdit edit;
+  edit.a = check.Expect(NameOf(site, kLoraAName), {size.rank, site.in_features});
+  edit.b = check.Expect(NameOf(site, kLoraBName), {out, size.rank});
   GRAFT_RETURN_IF_ERROR(check.Result("adapter"));
-  if (IsJoint(site)) b = b.narrow(0, site.fused_offset, site.out_features);
-  *weight =
-      at::addmm(*weight, b.to(at::kFloat), a.to(at::kFloat), /*beta=*/1, /*alpha=*/ScaleOf(size));
+  if (IsJoint(site)) edit.b = edit.b.narrow(0, site.fused_offset, site.out_features);
+  edit.alpha = size.alpha;
+  edit.rslora = rslora_;
+  edit.scale = ScaleOf(size);
+  return edit;
+}
+
+absl::Status Lora::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
+                         torch::Tensor* /*bias*/) const {
+  GRAFT_ASSIGN_OR_RETURN(const LowRankEdit edit, LowRankAt(site, tensors));
+  *weight = at::addmm(*weight, edit.b.to(at::kFloat), edit.a.to(at::kFloat), /*beta=*/1,
+                      /*alpha=*/edit.scale);
   return absl::OkStatus();
 }
 

@@ -39,6 +39,9 @@ class Lora : public Method {
       const std::vector<models::SiteSpec>& matched, const nlohmann::json& config,
       std::vector<std::pair<std::string, torch::Tensor>> folder,
       const std::string& origin) const override;
+  absl::StatusOr<LowRankEdit> LowRankAt(
+      const models::SiteSpec& site,
+      const std::vector<std::pair<std::string, torch::Tensor>>& parameters) const override;
   // W + s B A.
   absl::Status Merge(const models::SiteSpec& site,
                      const std::vector<std::pair<std::string, torch::Tensor>>& tensors,

@@ -1,5 +1,6 @@
 #include "adapters/lora_function.h"
 
+#include <optional>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -26,13 +27,18 @@ torch::Tensor ForDropout(const torch::Tensor& x, const LoraEditOptions& options)
   return options.dropout ? x.detach().clone(at::MemoryFormat::Contiguous) : x;
 }
 
-// t = D(x) A^T, rank-major; adds the edit to y.
+// The columns of t (r, N) times their rows' gates.
+torch::Tensor Gated(const torch::Tensor& t, const torch::Tensor& gate) {
+  return gate.defined() ? t * gate.to(t.scalar_type()) : t;
+}
+
+// t = D(x) A^T, rank-major and before the gate; adds the edit to y.
 torch::Tensor Forward(const torch::Tensor& x, const torch::Tensor& y, const torch::Tensor& a,
                       const torch::Tensor& b, const LoraEditOptions& options) {
   const torch::Tensor dropped = ForDropout(x, options);
   if (options.dropout) options.dropout->ApplyInPlace({dropped});
   torch::Tensor t = ProjectDown(a, dropped.to(options.compute_dtype));
-  AddProjectUp(y, t, b, options.scale);
+  AddProjectUp(y, Gated(t, options.gate), b, options.scale);
   return t;
 }
 
@@ -40,6 +46,7 @@ class LoraFunction : public torch::autograd::Function<LoraFunction> {
  public:
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& y, const torch::Tensor& x,
                                const torch::Tensor& a, const torch::Tensor& b,
+                               const std::optional<torch::Tensor>& /*options.gate*/,
                                const c10::intrusive_ptr<LoraCall>& call) {
     const torch::Tensor t = Forward(x, y, a, b, call->options);
     variable_list saved = {t, a, b};
@@ -50,36 +57,41 @@ class LoraFunction : public torch::autograd::Function<LoraFunction> {
     return y;
   }
 
-  // With u = dy B s: dB = s dy^T t, dA = u^T D(x), dx = D(u A).
+  // With u = s dy B and the gate g: dB = s dy^T (g t), dg = <t, u>, dA = (g u)^T D(x), dx =
+  // D(g u A).
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto holder = ctx->saved_data.at("call").toCapsule();
     auto& call = static_cast<LoraCall&>(*holder);
     const variable_list saved = ctx->get_saved_variables();
     const torch::Tensor &t = saved[0], &a = saved[1], &b = saved[2];
+    const torch::Tensor& gate = call.options.gate;
     const torch::Tensor& dy = gradients[0];
     const bool x_needs_grad = ctx->needs_input_grad(kX);
 
     torch::Tensor db;
     if (ctx->needs_input_grad(kB)) {
-      db = SumOverRows(t, dy).mul_(call.options.scale).t().to(b.scalar_type());
+      db = SumOverRows(Gated(t, gate), dy).mul_(call.options.scale).t().to(b.scalar_type());
     }
-    torch::Tensor dx, da;
-    if (x_needs_grad || ctx->needs_input_grad(kA)) {
-      const torch::Tensor dt =
+    torch::Tensor dx, da, dgate;
+    const bool gate_needs_grad = gate.defined() && ctx->needs_input_grad(kGate);
+    if (x_needs_grad || gate_needs_grad || ctx->needs_input_grad(kA)) {
+      torch::Tensor dt =
           ProjectDown(b.t(), dy.to(call.options.compute_dtype)).mul_(call.options.scale);
+      if (gate_needs_grad) dgate = (t.to(gate.scalar_type()) * dt).sum(0);
+      dt = Gated(dt, gate);
       if (x_needs_grad) dx = at::mm(dt.t(), a.to(dt.scalar_type())).to(dy.scalar_type());
       if (ctx->needs_input_grad(kA)) {
         const torch::Tensor x = call.rebuilder ? call.rebuilder->Get() : saved[3];
         da = InputGradients(dt, x, &dx, call.options).to(a.scalar_type());
-      } else if (call.options.dropout) {
+      } else if (call.options.dropout && x_needs_grad) {
         call.options.dropout->ApplyInPlace({dx});
       }
     }
-    return {dy, dx, da, db, torch::Tensor()};
+    return {dy, dx, da, db, dgate, torch::Tensor()};
   }
 
  private:
-  enum Input : size_t { kY, kX, kA, kB };
+  enum Input : size_t { kY, kX, kA, kB, kGate };
 
   // dA, and D applied to *dx where it is defined: one drawing of the mask serves both.
   static torch::Tensor InputGradients(const torch::Tensor& dt, const torch::Tensor& x,
@@ -100,12 +112,15 @@ torch::Tensor LoraEdit(const models::SiteInput& x, torch::Tensor y, const torch:
                        const torch::Tensor& b, LoraEditOptions options) {
   const bool differentiable =
       at::GradMode::is_enabled() &&
-      (a.requires_grad() || b.requires_grad() || x.value.requires_grad() || y.requires_grad());
+      (a.requires_grad() || b.requires_grad() || x.value.requires_grad() || y.requires_grad() ||
+       (options.gate.defined() && options.gate.requires_grad()));
   if (!differentiable) {
     Forward(x.value, y, a, b, options);
     return y;
   }
-  return LoraFunction::apply(y, x.value, a, b,
+  // An input of the function only where there is one, so that it gets a gradient.
+  const auto gate = options.gate.defined() ? std::optional(options.gate) : std::nullopt;
+  return LoraFunction::apply(y, x.value, a, b, gate,
                              c10::make_intrusive<LoraCall>(std::move(options), x.rebuilder));
 }
 

@@ -17,6 +17,7 @@ struct LoraEditOptions {
   double scale = 1.0;
   std::optional<DropoutMask> dropout;            // D; none = identity
   torch::Dtype compute_dtype = torch::kFloat32;  // of the matrix products
+  torch::Tensor gate = {};  // (N) float32 factor of each row's edit, differentiable; undefined = 1
 };
 
 // y + scale (D(x) A^T) B^T (arXiv 2106.09685, equation 3), written into y (N, D_out) and returned.

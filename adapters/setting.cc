@@ -15,16 +15,15 @@ namespace {
 
 using nlohmann::json;
 
-constexpr char kFormat[] = "graft-setting";
 constexpr int64_t kMaxLayers = 1'000'000;
 
 absl::Status CheckFormat(const json& setting, const std::string& origin) {
   GRAFT_RETURN_IF_ERROR(CheckKnownKeys(
       setting, {"format", "version", "model_type", "num_layers", "selection", "keep"}, origin));
   GRAFT_ASSIGN_OR_RETURN(const std::string format, GetString(setting, "format", origin));
-  if (format != kFormat) {
+  if (format != kSettingFormat) {
     return InputError(absl::StrCat(origin, ": format: found \"", Printable(format),
-                                   "\", must be \"", kFormat, "\""));
+                                   "\", must be \"", kSettingFormat, "\""));
   }
   GRAFT_ASSIGN_OR_RETURN(const int64_t version, GetInt(setting, "version", 0, INT64_MAX, origin));
   if (version != 1) {

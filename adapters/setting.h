@@ -1,5 +1,6 @@
 // setting.json: which linears of which layers FanLoRA adapts, with their ranks and alphas
-// (interfaces.md 6, methods.md 16.4). Read by method fanlora.
+// (interfaces.md 6, methods.md 16.4). Read by method fanlora; selection.h writes it. Links without
+// LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,8 @@
 #include "models/role.h"
 
 namespace graft::adapters {
+
+inline constexpr char kSettingFormat[] = "graft-setting";
 
 struct KeptLayer {
   int layer = 0;

@@ -137,6 +137,10 @@ class HeadedMethod : public Method {
                                           const std::string& origin) const override {
     return inner_->FromFolder(WithoutHead(matched), config, std::move(folder), origin);
   }
+  absl::StatusOr<LowRankEdit> LowRankAt(const SiteSpec& site,
+                                        const NamedTensors& parameters) const override {
+    return inner_->LowRankAt(site, parameters);
+  }
   absl::Status Merge(const SiteSpec& /*site*/, const NamedTensors& /*tensors*/,
                      torch::Tensor* /*weight*/, torch::Tensor* /*bias*/) const override {
     return RecipeError(absl::StrCat("export.merge: found true, but the adapter has a task head (",

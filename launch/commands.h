@@ -23,6 +23,7 @@ struct CommandContext {
 absl::Status TrainCommand(CommandContext& context);
 absl::Status EvalCommand(CommandContext& context);
 absl::Status GenerateCommand(CommandContext& context);
+absl::Status ScoreCommand(CommandContext& context);  // kind stopped as TrainCommand
 // One rank.
 absl::Status ExportCommand(CommandContext& context);
 absl::Status PlanCommand(CommandContext& context);

@@ -38,6 +38,10 @@ const std::vector<Command>& Commands() {
        &TrainCommand,
        true,
        {"model", "data.train", "adapter.method"}},
+      {{"score", "importance of each LoRA module; writes importance.json, setting.json", true},
+       &ScoreCommand,
+       true,
+       {}},
       {{"eval", "evaluate adapter.init_from on data.eval; JSON on stdout", true},
        &EvalCommand,
        true,
@@ -153,7 +157,7 @@ int Main(int argc, char** argv) {
   const absl::StatusOr<CommandLine> line = ParseCommandLine(argc, argv, usages);
   if (line.ok() && line->show_help) return PrintHelp(*line), 0;
   if (line.ok() && line->show_version) return PrintVersion(), 0;
-  if (line.ok() && line->command == "train") InstallStopHandlers();
+  if (line.ok() && (line->command == "train" || line->command == "score")) InstallStopHandlers();
 
   const absl::StatusOr<std::unique_ptr<comm::World>> world = comm::World::Create();
   if (!world.ok()) {

@@ -23,6 +23,11 @@ void SiteTable::Add(SiteId site, std::shared_ptr<SiteHook> hook) {
   hooks_[site].push_back(std::move(hook));
 }
 
+void SiteTable::AddFirst(SiteId site, std::shared_ptr<SiteHook> hook) {
+  auto& hooks = hooks_[site];
+  hooks.insert(hooks.begin(), std::move(hook));
+}
+
 bool SiteTable::HasLayer(int layer) const {
   const auto first = hooks_.lower_bound({layer, Role::kAttnQ});
   return first != hooks_.end() && first->first.layer == layer;

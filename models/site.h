@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <utility>
@@ -49,6 +50,13 @@ class SequenceStates {
   std::map<int64_t, std::map<const void*, torch::Tensor>> states_;
 };
 
+// Scoring: where a method's edit of a linear shows (methods.md 16.1). LoRA's hooks obey; other methods are not scored.
+struct SiteGates {
+  bool open = true;  // at every linear that `rows` does not name
+  // (N) float32 of 0 and 1 each: the rows that get the edit. May require grad; its gradient is <edit of the row, dLoss/dy of the row>.
+  std::map<SiteId, torch::Tensor> rows;
+};
+
 // Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
 struct SiteContext {
   const MicroBatch* batch = nullptr;
@@ -56,6 +64,11 @@ struct SiteContext {
   int layer = 0;           // set by the layer before it calls its table
   // Generation only, else null. A segment with a prompt_length begins its sequence here; one without goes on with it.
   SequenceStates* sequences = nullptr;
+  // Scoring only: null = every edit shows. Must outlive the backward pass.
+  const SiteGates* gates = nullptr;
+  // Scoring only: layers outside [first_layer, end_layer) are passed over, for it enters and leaves a backbone in the middle.
+  int first_layer = 0;
+  int end_layer = std::numeric_limits<int>::max();
   // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
   std::map<std::pair<const void*, int>, torch::Tensor> scratch;
 };
@@ -74,6 +87,8 @@ class SiteHook {
 class SiteTable {
  public:
   void Add(SiteId site, std::shared_ptr<SiteHook> hook);
+  // In front of those that are there: it sees what they edit.
+  void AddFirst(SiteId site, std::shared_ptr<SiteHook> hook);
   bool empty() const { return hooks_.empty(); }
   bool Has(int layer, Role role) const { return hooks_.count({layer, role}) != 0; }
   // True when any site of the layer has a hook.

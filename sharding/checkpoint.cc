@@ -101,7 +101,7 @@ void Checkpointer::CollectParameters(const TrainedState& state) {
     word += static_cast<uint64_t>(parameter.count());
   }
   snapshot_ = std::make_unique<StateSnapshot>(
-      *state.set, options_.num_layers, first_word,
+      state, options_.num_layers, first_word,
       [this, data_rank](int layer) { return layer % grid_.data == data_rank; });
 }
 
@@ -196,6 +196,7 @@ std::optional<SaveResult> Checkpointer::EndShards() {
   job->manifest = manifest_;
   job->recipe = options_.recipe;
   job->expected = parameters_;
+  job->tensors_each = snapshot_->tensors_each();
   job->before_manifest = options_.before_manifest;
   for (const std::string& text : texts) {
     std::vector<WrittenShard> shards = ValueOrThrow(ParseWritten(text));

@@ -44,7 +44,9 @@ absl::Status CheckTensor(const models::SafetensorsFile& file, const TensorEntry&
     return InputError(absl::StrCat(where, ": hash64 is ", Hex64(hash), ", the manifest says ",
                                    Hex64(entry.hash64)));
   }
-  return CheckNumbers(view, !absl::StartsWith(entry.key, "exp_avg_sq/"), where);
+  const bool signed_kind =
+      absl::StartsWith(entry.key, "param/") || absl::StartsWith(entry.key, "exp_avg/");
+  return CheckNumbers(view, signed_kind, where);
 }
 
 }  // namespace

@@ -122,7 +122,7 @@ absl::StatusOr<std::optional<ResumedCheckpoint>> Checkpointer::Resume(const std:
     Manifest manifest;
     const auto read = [&]() -> absl::StatusOr<FlatState> {
       GRAFT_ASSIGN_OR_RETURN(manifest, ReadManifest(folder));
-      return ReadShards(folder, manifest, *state.set);
+      return ReadShards(folder, manifest, state);
     };
     const absl::StatusOr<FlatState> flat = read();
     status = comm::AgreeOnStatus(world_, flat.status());
@@ -138,6 +138,8 @@ absl::StatusOr<std::optional<ResumedCheckpoint>> Checkpointer::Resume(const std:
       state.set->values().detach().copy_(flat->values);
       state.exp_avg.copy_(flat->exp_avg);
       state.exp_avg_sq.copy_(flat->exp_avg_sq);
+      for (size_t k = 0; k < state.averages.size(); ++k)
+        state.averages[k].second.copy_(flat->averages[k]);
     }
     GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world_, CheckLiveTensors(manifest, state)));
     resumed = ResumedCheckpoint{std::move(manifest), folder};

@@ -50,13 +50,14 @@ class ShardSink {
 std::vector<models::TensorToWrite> TensorsOf(const std::vector<StateToWrite>& states) {
   std::vector<models::TensorToWrite> tensors;
   for (const StateToWrite& state : states) {
-    const auto add = [&](const char* kind, const float* data) {
+    const auto add = [&](const std::string& kind, const float* data) {
       tensors.push_back({absl::StrCat(kind, "/", state.parameter.name),
                          models::TensorType::kFloat32, state.parameter.shape, data});
     };
     add("param", state.value);
     add("exp_avg", state.exp_avg);
     add("exp_avg_sq", state.exp_avg_sq);
+    for (const auto& [kind, data] : state.averages) add(kind, data);
   }
   return tensors;
 }
@@ -70,9 +71,9 @@ absl::Status CheckComplete(const CommitJob& job) {
                   absl::StrCat(tensor.key, " was written twice"));
     }
   }
-  GRAFT_CHECK(found.size() == 3 * job.expected.size(),
-              absl::StrCat(found.size(), " tensors were written, ", 3 * job.expected.size(),
-                           " are the job's"));
+  const size_t expected = static_cast<size_t>(job.tensors_each) * job.expected.size();
+  GRAFT_CHECK(found.size() == expected,
+              absl::StrCat(found.size(), " tensors were written, ", expected, " are the job's"));
   for (const ParameterShape& parameter : job.expected) {
     const auto entry = found.find("param/" + parameter.name);
     GRAFT_CHECK(entry != found.end() && entry->second == parameter.shape,

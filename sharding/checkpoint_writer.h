@@ -10,6 +10,7 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -32,13 +33,14 @@ std::string UnitOf(const std::string& name, int layer, int num_layers);
 // "shards/UNIT.safetensors".
 std::string ShardFile(const std::string& unit);
 
-// One parameter and its moments in host memory, all of one shape.
+// One parameter, its moments and what else is kept for it in host memory, all of one shape.
 struct StateToWrite {
   ParameterShape parameter;
   uint64_t first_word = 0;  // of the parameter among all of the job in name order
   const float* value = nullptr;
   const float* exp_avg = nullptr;
   const float* exp_avg_sq = nullptr;
+  std::vector<std::pair<std::string, const float*>> averages = {};  // TrainedState::averages
 };
 
 struct WrittenShard {
@@ -65,6 +67,7 @@ struct CommitJob {
   std::string recipe;                    // text of recipe.yaml
   std::vector<WrittenShard> shards;      // of all ranks
   std::vector<ParameterShape> expected;  // of the whole job, sorted by name
+  int tensors_each = 3;  // of each parameter: itself, its moments, what else is kept
   // Makes durable what must not be older than the checkpoint (metrics.jsonl).
   std::function<absl::Status()> before_manifest;
 };

@@ -51,16 +51,24 @@ class ProgressHook : public models::SiteHook {
 // One step on this rank.
 class Executor::Run {
  public:
-  Run(Executor& executor, const std::vector<models::MicroBatch>& micro_batches, bool training)
+  // `backward`: with gradients; `training`: with dropout; `prepare` may be empty.
+  struct Mode {
+    bool backward = false;
+    bool training = false;
+    PrepareContext prepare;
+  };
+
+  Run(Executor& executor, const std::vector<models::MicroBatch>& micro_batches, Mode mode)
       : plan_(executor.plan_),
         stage_(executor.stage_),
         options_(executor.options_),
         transfers_(*executor.transfers_),
         micro_batches_(micro_batches),
-        training_(training) {
+        mode_(std::move(mode)) {
     ScheduleShape shape{options_.schedule, plan_.stages, plan_.chunks,
                         static_cast<int>(micro_batches.size()), std::vector<bool>()};
-    for (const StageChunk& part : plan_.parts) shape.backward.push_back(training && part.backward);
+    for (const StageChunk& part : plan_.parts)
+      shape.backward.push_back(mode_.backward && part.backward);
     ops_ = ValueOrThrow(BuildSchedule(shape))[static_cast<size_t>(stage_.index())];
     for (size_t i = 0; i < ops_.size(); ++i) {
       if (TakesInput(ops_[i])) receives_.push_back(i);
@@ -122,7 +130,7 @@ class Executor::Run {
 
   void Forward(const Op& op) {
     const int part = PartOf(op);
-    const bool backward = training_ && Facts(part).backward;
+    const bool backward = mode_.backward && Facts(part).backward;
     torch::Tensor input;
     if (!Facts(part).embed) input = transfers_.Take(InputOf(op));
     const Clock::time_point begin = Clock::now();
@@ -136,7 +144,8 @@ class Executor::Run {
       models::Backbone& backbone = stage_.backbone(op.chunk);
       models::SiteContext context;
       context.batch = &Batch(op);
-      context.training = training_;
+      context.training = mode_.training;
+      if (mode_.prepare) mode_.prepare(context);
       torch::Tensor hidden = Facts(part).embed ? backbone.Embed(context) : input;
       hidden = backbone.Layers(hidden, context);
       pending.output =
@@ -155,13 +164,13 @@ class Executor::Run {
   torch::Tensor LossSum(const Op& op, models::Backbone& backbone, const torch::Tensor& hidden,
                         models::SiteContext& context) {
     if (!context.batch->has_task_labels()) {
-      if (training_) return backbone.LossSum(hidden, context);
+      if (mode_.backward) return backbone.LossSum(hidden, context);
       const models::TargetResults targets = backbone.EvaluateTargets(hidden, context);
       result_.outputs[static_cast<size_t>(op.micro_batch)] = targets.right;
       return targets.losses.sum(at::kDouble);
     }
     const torch::Tensor outputs = backbone.TaskOutputs(hidden, context);
-    if (!training_) result_.outputs[static_cast<size_t>(op.micro_batch)] = outputs.detach();
+    if (!mode_.backward) result_.outputs[static_cast<size_t>(op.micro_batch)] = outputs.detach();
     return models::TaskLossSum(outputs, *context.batch);
   }
 
@@ -199,7 +208,7 @@ class Executor::Run {
   const ExecutorOptions& options_;
   StageTransfers& transfers_;
   const std::vector<models::MicroBatch>& micro_batches_;
-  const bool training_;
+  const Mode mode_;
   std::vector<Op> ops_;
   std::vector<size_t> receives_;  // operations that take a tensor in
   size_t next_receive_ = 0;
@@ -227,11 +236,16 @@ Executor::Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
 Executor::~Executor() = default;
 
 StepResult Executor::TrainStep(const std::vector<models::MicroBatch>& micro_batches) {
-  return Run(*this, micro_batches, /*training=*/true).Go();
+  return Run(*this, micro_batches, {.backward = true, .training = true, .prepare = {}}).Go();
 }
 
 StepResult Executor::Evaluate(const std::vector<models::MicroBatch>& micro_batches) {
-  return Run(*this, micro_batches, /*training=*/false).Go();
+  return Run(*this, micro_batches, {}).Go();
+}
+
+StepResult Executor::Differentiate(const std::vector<models::MicroBatch>& micro_batches,
+                                   const PrepareContext& prepare) {
+  return Run(*this, micro_batches, {.backward = true, .training = false, .prepare = prepare}).Go();
 }
 
 }  // namespace graft::sharding

@@ -7,6 +7,7 @@
 // hidden states (N, D) and their gradients travel, in the model's dtype, and no shapes.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -14,6 +15,7 @@
 
 #include "comm/communicator.h"
 #include "models/micro_batch.h"
+#include "models/site.h"
 #include "sharding/plan.h"
 #include "sharding/schedule.h"
 #include "sharding/stage.h"
@@ -62,6 +64,11 @@ class Executor {
   StepResult TrainStep(const std::vector<models::MicroBatch>& micro_batches);
   // Forward only: losses of the micro-batches. Dropout is off, no autograd state.
   StepResult Evaluate(const std::vector<models::MicroBatch>& micro_batches);
+  // Scoring: both passes of TrainStep with dropout off. `prepare` gives each micro-batch's context
+  // its gates, whose gradients are what remains; they must live until it returns.
+  using PrepareContext = std::function<void(models::SiteContext& context)>;
+  StepResult Differentiate(const std::vector<models::MicroBatch>& micro_batches,
+                           const PrepareContext& prepare);
 
  private:
   class Run;

@@ -54,14 +54,20 @@ int64_t CountAll(const nlohmann::json& entries) {
 }  // namespace
 
 NamedTensors GatherParameters(comm::Communicator& pipeline, const adapters::AdapterSet& set) {
+  return GatherValues(pipeline, set, set.values().detach());
+}
+
+NamedTensors GatherValues(comm::Communicator& pipeline, const adapters::AdapterSet& set,
+                          const torch::Tensor& values) {
   nlohmann::json mine = nlohmann::json::array();
-  std::vector<torch::Tensor> values;
-  for (const adapters::NamedParameter& parameter : set.parameters()) {
+  std::vector<torch::Tensor> parts;
+  for (size_t i = 0; i < set.parameters().size(); ++i) {
+    const adapters::NamedParameter& parameter = set.parameters()[i];
     mine.push_back(Entry(parameter.name, parameter.layer, parameter.value));
-    values.push_back(parameter.value.detach().to(at::kCPU).reshape({-1}));
+    parts.push_back(values.narrow(0, set.offset(i), parameter.value.numel()).to(at::kCPU));
   }
   const std::vector<std::string> all = comm::AllGatherStrings(pipeline, mine.dump());
-  torch::Tensor flat = values.empty() ? at::empty({0}) : at::cat(values);
+  torch::Tensor flat = parts.empty() ? at::empty({0}) : at::cat(parts);
   if (pipeline.rank() > 0) {
     pipeline.Send(BufferOf(flat), 0, kTag);
     return {};

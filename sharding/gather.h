@@ -19,6 +19,9 @@ using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 // Copies (float32, CPU) of all stages' parameters on stage 0, by layer, then in the order of the
 // method; empty on the others. All ranks of the pipeline group must call. Throws kind peer.
 NamedTensors GatherParameters(comm::Communicator& pipeline, const adapters::AdapterSet& set);
+// The same of `values` (P), one for each number of the set, in its layout.
+NamedTensors GatherValues(comm::Communicator& pipeline, const adapters::AdapterSet& set,
+                          const torch::Tensor& values);
 
 // Each rank takes its own parameters out of rank 0's `tensors` (ignored on the others). All ranks
 // of `comm` must call and get the same status: errors as of AdapterSet::Load. Throws kind peer.

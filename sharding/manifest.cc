@@ -242,7 +242,16 @@ absl::Status CheckFiles(const Manifest& manifest, const std::string& origin) {
   return absl::OkStatus();
 }
 
-// Each tensor once, in a listed file; parameters and their two moments alike.
+constexpr char kKindsAllowed[] =
+    "allowed are param/, exp_avg/, exp_avg_sq/, sensitivity/ and uncertainty/ with a name";
+
+bool IsKind(const std::string& kind) {
+  return kind == "param" || kind == "exp_avg" || kind == "exp_avg_sq" || kind == "sensitivity" ||
+         kind == "uncertainty";
+}
+
+// Each tensor once, in a listed file; parameters and what belongs to them alike: the two moments,
+// and the two averages of adapter.track_sensitivity for all of them or for none.
 absl::Status CheckTensors(const Manifest& manifest, const std::string& origin) {
   const std::string where = origin + ": tensors";
   std::set<std::string> shards, used;
@@ -261,17 +270,23 @@ absl::Status CheckTensors(const Manifest& manifest, const std::string& origin) {
     if (shards.count(tensor.file) == 0) return bad(tensor, "its file is not listed");
     used.insert(tensor.file);
   }
+  const auto first_tracked = entries.lower_bound("sensitivity/");
+  const size_t tracked =
+      first_tracked != entries.end() && absl::StartsWith(first_tracked->first, "sensitivity/");
   for (const auto& [key, tensor] : entries) {
     const size_t slash = key.find('/');
     const std::string kind = key.substr(0, slash), name = key.substr(std::min(slash, key.size()));
-    if ((kind != "param" && kind != "exp_avg" && kind != "exp_avg_sq") || name.size() < 2) {
-      return bad(*tensor, "allowed are param/, exp_avg/ and exp_avg_sq/ with a name");
-    }
+    if (!IsKind(kind) || name.size() < 2) return bad(*tensor, kKindsAllowed);
     const auto parameter = entries.find("param" + name);
     if (parameter == entries.end() || parameter->second->shape != tensor->shape ||
         parameter->second->file != tensor->file || entries.count("exp_avg" + name) == 0 ||
         entries.count("exp_avg_sq" + name) == 0) {
       return bad(*tensor, "a parameter and its moments must be in one file with one shape");
+    }
+    if (entries.count("sensitivity" + name) != tracked ||
+        entries.count("uncertainty" + name) != tracked) {
+      return bad(*tensor,
+                 "sensitivity/ and uncertainty/ must be there for every parameter or none");
     }
     int64_t count = kind == "param" ? 1 : 0;
     for (const int64_t size : tensor->shape) {

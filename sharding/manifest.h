@@ -105,7 +105,8 @@ struct CheckpointFile {
 };
 
 struct TensorEntry {
-  std::string key;  // "param/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"
+  std::string key;  // "param/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"; with
+                    // adapter.track_sensitivity also "sensitivity/NAME", "uncertainty/NAME"
   std::string file;
   std::string dtype = "F32";
   std::vector<int64_t> shape;

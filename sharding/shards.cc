@@ -16,7 +16,16 @@
 namespace graft::sharding {
 namespace {
 
-constexpr const char* kKinds[] = {"param/", "exp_avg/", "exp_avg_sq/"};
+// A kind of tensors and its flat (P) values.
+using Kind = std::pair<std::string, torch::Tensor>;
+
+std::vector<Kind> KindsOf(const TrainedState& state) {
+  std::vector<Kind> kinds = {{"param/", state.set->values().detach()},
+                             {"exp_avg/", state.exp_avg},
+                             {"exp_avg_sq/", state.exp_avg_sq}};
+  for (const auto& [kind, values] : state.averages) kinds.emplace_back(kind + "/", values);
+  return kinds;
+}
 
 std::map<std::string, const TensorEntry*> EntriesOf(const Manifest& manifest) {
   std::map<std::string, const TensorEntry*> entries;
@@ -38,9 +47,10 @@ absl::Status CopyTensor(const models::SafetensorsFile& file, const std::string& 
 
 }  // namespace
 
-StateSnapshot::StateSnapshot(const adapters::AdapterSet& set, int num_layers,
+StateSnapshot::StateSnapshot(const TrainedState& state, int num_layers,
                              const std::map<std::string, uint64_t>& first_word,
                              const std::function<bool(int layer)>& owns) {
+  const adapters::AdapterSet& set = *state.set;
   int64_t size = 0;
   std::vector<const adapters::NamedParameter*> mine;
   for (size_t i = 0; i < set.parameters().size(); ++i) {
@@ -54,14 +64,20 @@ StateSnapshot::StateSnapshot(const adapters::AdapterSet& set, int num_layers,
   values_ = at::zeros({size});
   exp_avg_ = at::zeros({size});
   exp_avg_sq_ = at::zeros({size});
+  for (size_t k = 0; k < state.averages.size(); ++k) averages_.push_back(at::zeros({size}));
   for (size_t i = 0; i < mine.size(); ++i) {
     const adapters::NamedParameter& parameter = *mine[i];
+    std::vector<std::pair<std::string, const float*>> averages;
+    for (size_t k = 0; k < averages_.size(); ++k)
+      averages.emplace_back(state.averages[k].first,
+                            averages_[k].data_ptr<float>() + pieces_[i].to);
     units_[UnitOf(parameter.name, parameter.layer, num_layers)].push_back(
         {{parameter.name, parameter.value.sizes().vec()},
          first_word.at(parameter.name),
          values_.data_ptr<float>() + pieces_[i].to,
          exp_avg_.data_ptr<float>() + pieces_[i].to,
-         exp_avg_sq_.data_ptr<float>() + pieces_[i].to});
+         exp_avg_sq_.data_ptr<float>() + pieces_[i].to,
+         std::move(averages)});
   }
 }
 
@@ -74,18 +90,21 @@ void StateSnapshot::Copy(const TrainedState& state) {
     copy(values_, state.set->values().detach());
     copy(exp_avg_, state.exp_avg);
     copy(exp_avg_sq_, state.exp_avg_sq);
+    for (size_t k = 0; k < averages_.size(); ++k) copy(averages_[k], state.averages[k].second);
   }
 }
 
 absl::StatusOr<FlatState> ReadShards(const std::string& folder, const Manifest& manifest,
-                                     const adapters::AdapterSet& set) {
-  FlatState flat{at::empty({set.size()}), at::empty({set.size()}), at::empty({set.size()})};
+                                     const TrainedState& state) {
+  const adapters::AdapterSet& set = *state.set;
+  std::vector<Kind> flats = KindsOf(state);
+  for (auto& [kind, values] : flats) values = at::empty({set.size()});
   const std::map<std::string, const TensorEntry*> entries = EntriesOf(manifest);
   std::map<std::string, std::shared_ptr<const models::SafetensorsFile>> shards;
   for (const CheckpointFile& file : manifest.files) shards[file.file];  // opened on first use
   for (size_t i = 0; i < set.parameters().size(); ++i) {
     const adapters::NamedParameter& parameter = set.parameters()[i];
-    const auto entry = entries.find(kKinds[0] + parameter.name);
+    const auto entry = entries.find("param/" + parameter.name);
     if (entry == entries.end()) {
       return InputError(absl::StrCat(folder, ": holds no `", parameter.name, "`"));
     }
@@ -97,27 +116,26 @@ absl::StatusOr<FlatState> ReadShards(const std::string& folder, const Manifest& 
       }
     }
     const int64_t at = set.offset(i);
-    const torch::Tensor* const flats[] = {&flat.values, &flat.exp_avg, &flat.exp_avg_sq};
-    for (size_t kind = 0; kind < std::size(kKinds); ++kind) {
-      GRAFT_RETURN_IF_ERROR(CopyTensor(*shard, kKinds[kind] + parameter.name, parameter,
-                                       flats[kind]->data_ptr<float>() + at));
+    for (const auto& [kind, values] : flats) {
+      GRAFT_RETURN_IF_ERROR(
+          CopyTensor(*shard, kind + parameter.name, parameter, values.data_ptr<float>() + at));
     }
   }
+  FlatState flat{flats[0].second, flats[1].second, flats[2].second};
+  for (size_t k = 3; k < flats.size(); ++k) flat.averages.push_back(flats[k].second);
   return flat;
 }
 
 absl::Status CheckLiveTensors(const Manifest& manifest, const TrainedState& state) {
   const std::map<std::string, const TensorEntry*> entries = EntriesOf(manifest);
-  const torch::Tensor values = state.set->values().detach().to(at::kCPU);
-  const torch::Tensor exp_avg = state.exp_avg.to(at::kCPU),
-                      exp_avg_sq = state.exp_avg_sq.to(at::kCPU);
-  const torch::Tensor* const flats[] = {&values, &exp_avg, &exp_avg_sq};
+  std::vector<Kind> flats = KindsOf(state);
+  for (auto& [kind, values] : flats) values = values.to(at::kCPU);
   for (size_t i = 0; i < state.set->parameters().size(); ++i) {
     const adapters::NamedParameter& parameter = state.set->parameters()[i];
     const auto bytes = static_cast<size_t>(parameter.value.numel()) * sizeof(float);
-    for (size_t kind = 0; kind < std::size(kKinds); ++kind) {
-      const std::string key = kKinds[kind] + parameter.name;
-      const uint64_t hash = Hash64(flats[kind]->data_ptr<float>() + state.set->offset(i), bytes);
+    for (const auto& [kind, values] : flats) {
+      const std::string key = kind + parameter.name;
+      const uint64_t hash = Hash64(values.data_ptr<float>() + state.set->offset(i), bytes);
       if (hash == entries.at(key)->hash64) continue;
       return BugError(absl::StrCat("resume: `", key, "` in memory has hash64 ", Hex64(hash),
                                    ", the manifest says ", Hex64(entries.at(key)->hash64)));

@@ -37,6 +37,7 @@ constexpr SectionRow kSections[] = {
     {"eval", [](Recipe& r, FieldVisitor& v) { r.eval.Visit(v); }},
     {"log", [](Recipe& r, FieldVisitor& v) { r.log.Visit(v); }},
     {"watchdog", [](Recipe& r, FieldVisitor& v) { r.watchdog.Visit(v); }},
+    {"score", [](Recipe& r, FieldVisitor& v) { r.score.Visit(v); }},
     {"generate", [](Recipe& r, FieldVisitor& v) { r.generate.Visit(v); }},
     {"export", [](Recipe& r, FieldVisitor& v) { r.export_.Visit(v); }},
 };
@@ -230,6 +231,7 @@ absl::StatusOr<Recipe> ParseRecipe(const std::string& yaml, const std::string& o
   recipe.origin = origin;
   GRAFT_RETURN_IF_ERROR(ReadSections(root, methods, &recipe));
   if (recipe.run.output.empty()) recipe.run.output = absl::StrCat("runs/", recipe.run.name);
+  if (recipe.score.output.empty()) recipe.score.output = JoinPath(recipe.run.output, "score");
   GRAFT_RETURN_IF_ERROR(Validate(recipe));
   return recipe;
 }

@@ -61,6 +61,7 @@ struct AdapterSection {
   std::string backbone_dropout = "none";
   bool head_train = true;
   double head_dropout = 0.0;
+  bool track_sensitivity = false;
   void Visit(FieldVisitor& visitor);
 };
 
@@ -135,6 +136,34 @@ struct GenerateSection {
   void Visit(FieldVisitor& visitor);
 };
 
+// Which modules are kept (adapters/selection.h).
+struct SelectKeys {
+  std::string rule = "top_k_per_layer";
+  int64_t k = 3;
+  double budget = 0;
+  bool rescale = true;
+  std::string round = "floor";
+  int64_t rank = 0;
+  double alpha = 0;
+  std::string latency_file = "none";
+};
+
+struct ScoreSection {
+  std::string method = "ab";
+  std::string data;     // empty = data.eval
+  std::string adapter;  // empty = adapter.init_from
+  std::string output;   // empty in the file = <run.output>/score; never empty in a loaded recipe
+  std::string from;
+  std::string only = "none";
+  int64_t max_samples = 512;
+  int64_t shard_samples = 32;
+  int64_t layer_block = 4;
+  int64_t micro_batch = 4;
+  bool per_sample = false;
+  SelectKeys select;
+  void Visit(FieldVisitor& visitor);
+};
+
 struct ExportSection {
   std::string from;
   std::string to;
@@ -154,6 +183,7 @@ struct Recipe {
   EvalSection eval;
   LogSection log;
   WatchdogSection watchdog;
+  ScoreSection score;
   GenerateSection generate;
   ExportSection export_;
 

@@ -53,6 +53,9 @@ void AdapterSection::Visit(FieldVisitor& v) {
          {"model", "float32"});
   v.Text({"backbone_dropout", "model = the dropout probabilities of config.json"},
          &backbone_dropout, {"none", "model"});
+  v.Bool({"track_sensitivity",
+          "keep running averages of abs(weight x gradient) for score.method sensitivity"},
+         &track_sensitivity);
   v.Begin({"head", "task head of classification and regression"});
   v.Bool({"train", "train the task head"}, &head_train);
   v.Real({"dropout", "dropout in the task head"}, &head_dropout, 0.0, 0.99);
@@ -118,6 +121,41 @@ void WatchdogSection::Visit(FieldVisitor& v) {
   v.Real({"step_seconds", "longest step; 0 = automatic"}, &step_seconds, 0, kMaxSeconds);
   v.Real({"save_seconds", "longest save; 0 = automatic"}, &save_seconds, 0, kMaxSeconds);
   v.Real({"exit_seconds", "longest way out; 0 = automatic"}, &exit_seconds, 0, kMaxSeconds);
+}
+
+void ScoreSection::Visit(FieldVisitor& v) {
+  v.Text({"method", "how a module's importance is measured; higher = keep"}, &method,
+         {"loo", "keep_one", "ab", "ab_rank", "taylor", "taylor_abs", "taylor_sq", "sensitivity",
+          "lora_drop", "lora_drop_relative", "magnitude", "random"});
+  v.Text({"data", "prepared data set to measure on; unset = data.eval"}, &data);
+  v.Text({"adapter", "LORA folder whose modules are scored; unset = adapter.init_from"}, &adapter);
+  v.Text({"output",
+          "folder of importance.json, setting.json and the journal; unset = "
+          "<run.output>/score"},
+         &output);
+  v.Text({"from", "importance.json to select from again, without a model"}, &from);
+  v.Text({"only", "setting.json whose modules alone are scored, or none"}, &only);
+  v.Int({"max_samples", "measure on the first samples only; 0 = all"}, &max_samples, 0, kMaxCount);
+  v.Int({"shard_samples", "samples of one work item"}, &shard_samples, 1, 1 << 20);
+  v.Int({"layer_block", "layers of one work item of loo and keep_one"}, &layer_block, 1, 1 << 20);
+  v.Int({"micro_batch", "samples that go through the model together"}, &micro_batch, 1, 1 << 20);
+  v.Bool({"per_sample", "also write per_sample.safetensors, the values of every sample"},
+         &per_sample);
+  v.Begin({"select", "which modules are kept"});
+  v.Text({"rule",
+          "top_k_per_layer = the k highest of each layer, top_k = of the model; the budgets "
+          "are in parameters, or in microseconds per decoded token"},
+         &select.rule, {"top_k_per_layer", "top_k", "parameter_budget", "latency_budget"});
+  v.Int({"k", "modules that top_k_per_layer and top_k keep"}, &select.k, 1, kMaxCount);
+  v.Real({"budget", "what the kept modules may cost together"}, &select.budget, 0, 1e15);
+  v.Bool({"rescale", "raise the rank so that the number of trainable parameters stays"},
+         &select.rescale);
+  v.Text({"round", "how the raised rank is rounded; nearest may exceed the budget slightly"},
+         &select.round, {"floor", "nearest"});
+  v.Int({"rank", "rank of the kept modules; 0 = derived"}, &select.rank, 0, 65536);
+  v.Real({"alpha", "alpha of the kept modules; 0 = derived"}, &select.alpha, 0, 1e6);
+  v.Text({"latency_file", "graft-latency file for latency_budget, or none"}, &select.latency_file);
+  v.End();
 }
 
 void GenerateSection::Visit(FieldVisitor& v) {

@@ -87,7 +87,8 @@ absl::StatusOr<std::string> DescribeCheckpoint(const std::string& folder) {
   int64_t bytes = 0;
   for (const sharding::CheckpointFile& file : manifest.files) bytes += file.bytes;
   AddLine("files", absl::StrCat(manifest.files.size(), ", ", FormatBytes(bytes)), &text);
-  AddLine("tensors", absl::StrCat(manifest.tensors.size(), ", parameters and two moments each"),
+  AddLine("tensors",
+          absl::StrCat(manifest.tensors.size(), ", parameters with their moments and averages"),
           &text);
   AddLine("checksums", "every file and every tensor match the manifest", &text);
   return text;

@@ -25,15 +25,6 @@ absl::Status Unsupported(const std::string& key, const std::string& found,
       absl::StrCat(key, ": found \"", found, "\", this version supports: ", allowed));
 }
 
-absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenWeights(
-    const Recipe& recipe, const models::ModelConfig& config) {
-  if (recipe.model.path.empty())
-    return models::SyntheticWeights(config, static_cast<uint64_t>(recipe.run.seed));
-  models::SafetensorsFile::Options options;
-  options.follow_links = recipe.model.follow_links;
-  return models::OpenFolderWeights(recipe.model.path, options);
-}
-
 adapters::TaskHeadSpec TaskHeadSpecOf(const Recipe& recipe, const models::ModelConfig& config,
                                       int64_t outputs) {
   const models::TaskHeadModule head = models::TaskHeadOf(config);
@@ -48,6 +39,15 @@ adapters::TaskHeadSpec TaskHeadSpecOf(const Recipe& recipe, const models::ModelC
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
+    const Recipe& recipe, const models::ModelConfig& config) {
+  if (recipe.model.path.empty())
+    return models::SyntheticWeights(config, static_cast<uint64_t>(recipe.run.seed));
+  models::SafetensorsFile::Options options;
+  options.follow_links = recipe.model.follow_links;
+  return models::OpenFolderWeights(recipe.model.path, options);
+}
 
 absl::Status CheckSupported(const Recipe& recipe) {
   if (recipe.model.quantize != "none")
@@ -170,7 +170,7 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
 
 absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
-                         OpenWeights(recipe, config_));
+                         OpenRecipeWeights(recipe, config_));
   RecordingWeights recorded(*weights);
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;

@@ -50,6 +50,9 @@ std::string PeftTaskType(const Recipe& recipe);
 absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
                                               const models::ModelConfig& config,
                                               const AdapterChoice& adapter, const WorkShape& work);
+// The frozen weights of model.path or model.shape.
+absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
+    const Recipe& recipe, const models::ModelConfig& config);
 torch::Dtype RecipeDtype(const Recipe& recipe);
 
 class LoadedModel {

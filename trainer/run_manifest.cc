@@ -119,6 +119,7 @@ std::string AdapterConfigSha256(const Recipe& recipe,
   nlohmann::json section = nlohmann::json::object(), parameters = nlohmann::json::object();
   for (const auto& [key, value] : ResolvedFields(recipe)) {
     if (absl::StartsWith(key, "adapter.") && !IsSource(key)) section[key] = value;
+    if (key == "adapter.track_sensitivity" && value == "false") section.erase(key);
     if (key == "adapter.setting") section[key] = ContentOfSetting(value);
   }
   for (const auto& [name, shape] : names) parameters[name] = shape;

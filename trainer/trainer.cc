@@ -7,6 +7,8 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/hash.h"
 #include "base/logging.h"
 #include "base/signals.h"
 #include "base/status.h"
@@ -15,6 +17,7 @@
 #include "sharding/buffer.h"
 #include "trainer/data/collate.h"
 #include "trainer/memory.h"
+#include "trainer/scoring/sensitivity_file.h"
 #include "trainer/stopwatch.h"
 
 namespace graft::trainer {
@@ -59,6 +62,8 @@ TrainRecord Trainer::TrainStep() {
   record.skipped = total.non_finite > 0;
   if (!record.skipped) {
     WatchGradients(record.lr);
+    if (sensitivity_ != nullptr)
+      sensitivity_->Update(adapters.values(), adapters.gradients(), tokens);
     const double clip = ClipCoefficient(record.grad_norm, recipe_.optim.clip_norm);
     adapters.gradients().mul_(clip / tokens);
     optimizer_->Step(adapters.values(), adapters.gradients(), record.lr);
@@ -238,12 +243,28 @@ absl::Status Trainer::Finish() {
     status = model_->WriteAdapter(final_folder);
   }
   GRAFT_RETURN_IF_ERROR(Agree(status));
+  if (sensitivity_ != nullptr) {
+    const bool writes = model_->data_rank() == 0;
+    GRAFT_RETURN_IF_ERROR(Agree(writes ? WriteSensitivity(final_folder) : absl::OkStatus()));
+  }
   // The last checkpoint says that the run is finished, so the adapter must be there before it.
   GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
   NoteOrderlyEnd();
   if (IsRankZero())
     LOG(INFO) << "finished at step " << state_.step << "; adapter in " << final_folder;
   return absl::OkStatus();
+}
+
+absl::Status Trainer::WriteSensitivity(const std::string& adapter_folder) {
+  const torch::Tensor q = sensitivity_->sensitivity() * sensitivity_->uncertainty();
+  const sharding::NamedTensors all =
+      sharding::GatherValues(*model_->groups().pipeline_group, model_->adapters(), q);
+  if (!IsRankZero()) return absl::OkStatus();
+  Sensitivity file;
+  GRAFT_ASSIGN_OR_RETURN(file.modules, SensitivityScores(model_->method(), model_->matched(), all));
+  GRAFT_ASSIGN_OR_RETURN(file.adapter_sha256,
+                         Sha256File(JoinPath(adapter_folder, "adapter_model.safetensors")));
+  return AtomicWriteFile(SensitivityPath(adapter_folder), SensitivityText(file));
 }
 
 absl::Status Trainer::Agree(const absl::Status& mine) const {

@@ -29,6 +29,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/progress.h"
 #include "trainer/run_state.h"
+#include "trainer/sensitivity_tracker.h"
 #include "trainer/stopwatch.h"
 
 namespace graft::trainer {
@@ -90,6 +91,8 @@ class Trainer {
   absl::StatusOr<sharding::Manifest> DescribeRun();
   void DescribePosition(sharding::Manifest* manifest);
   absl::Status Finish();
+  // sensitivity.json, of the adapter that is written last. The ranks of data rank 0.
+  absl::Status WriteSensitivity(const std::string& adapter_folder);
   // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).
   void WatchGradients(double lr);
   void WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds);
@@ -110,9 +113,10 @@ class Trainer {
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<comm::FlatReducer> reducer_;
   std::unique_ptr<FrozenWatch> frozen_;
-  absl::Status frozen_status_;  // of this rank's weights, from the last step
-  Stopwatch frozen_clock_;      // since the last look at them
-  bool broken_ = false;         // on any rank, as reduced
+  absl::Status frozen_status_;                       // of this rank's weights, from the last step
+  Stopwatch frozen_clock_;                           // since the last look at them
+  bool broken_ = false;                              // on any rank, as reduced
+  std::unique_ptr<SensitivityTracker> sensitivity_;  // adapter.track_sensitivity
   std::unique_ptr<GradientWatch> gradient_watch_;
   LossSpikeWatch loss_watch_;
   StragglerWatch straggler_watch_;

@@ -39,6 +39,11 @@ absl::Status Trainer::OpenOutput() {
   if (status.ok() && recipe_.eval.every > 0 && recipe_.data.eval.empty()) {
     status = RecipeError("data.eval: absent, eval.every above 0 needs it");
   }
+  const std::string& method = recipe_.adapter.method;
+  if (status.ok() && recipe_.adapter.track_sensitivity && method != "lora" && method != "fanlora") {
+    status = RecipeError(absl::StrCat("adapter.track_sensitivity: found true with method ", method,
+                                      ", allowed: lora, fanlora"));
+  }
   if (status.ok()) status = ChooseMetric();
   if (status.ok() && IsRankZero()) {
     status = MakeDirs(recipe_.run.output);
@@ -120,6 +125,8 @@ absl::Status Trainer::LoadModel() {
                                                     .beta2 = optim.betas[1],
                                                     .eps = optim.eps,
                                                     .weight_decay = optim.weight_decay});
+  if (recipe_.adapter.track_sensitivity)
+    sensitivity_ = std::make_unique<SensitivityTracker>(model_->adapters().values());
   reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
   frozen_ = std::make_unique<FrozenWatch>(model_->loaded_weights());
   gradient_watch_ = std::make_unique<GradientWatch>(model_->adapters().parameters().size());

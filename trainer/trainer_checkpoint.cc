@@ -29,9 +29,14 @@ std::string LayoutText(const sharding::LayoutInfo& layout) {
 }  // namespace
 
 sharding::TrainedState Trainer::TrainedTensors() {
-  return {.set = &model_->adapters(),
-          .exp_avg = optimizer_->exp_avg(),
-          .exp_avg_sq = optimizer_->exp_avg_sq()};
+  sharding::TrainedState state = {.set = &model_->adapters(),
+                                  .exp_avg = optimizer_->exp_avg(),
+                                  .exp_avg_sq = optimizer_->exp_avg_sq()};
+  if (sensitivity_ != nullptr) {
+    state.averages = {{"sensitivity", sensitivity_->sensitivity()},
+                      {"uncertainty", sensitivity_->uncertainty()}};
+  }
+  return state;
 }
 
 // What is the same in every manifest of this start.

@@ -125,6 +125,7 @@ torch::Tensor LayerStack::RunLayers(torch::Tensor h, SiteContext& context, KvCac
   for (size_t i = 0; i < static_cast<size_t>(range_.num_layers); ++i) {
     LayerKvCache* layer_cache = kv == nullptr ? nullptr : &kv->layers[i];
     context.layer = range_.first_layer + static_cast<int>(i);
+    if (context.layer < context.first_layer || context.layer >= context.end_layer) continue;
     const bool has_backward = h.requires_grad() || sites_->HasLayer(context.layer);
     if (options_.recompute && cache == nullptr && has_backward) {
       // The recomputation outlives this call, so it brings its own context.

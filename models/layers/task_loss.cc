@@ -4,13 +4,26 @@
 
 namespace graft::models {
 
-torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch) {
+namespace {
+
+torch::Tensor Losses(const torch::Tensor& outputs, const MicroBatch& batch, int64_t reduction) {
   if (!batch.labels.empty()) {
     const torch::Tensor labels = torch::tensor(batch.labels, torch::kInt64);
-    return at::cross_entropy_loss(outputs, labels, {}, at::Reduction::Sum).to(torch::kFloat64);
+    return at::cross_entropy_loss(outputs, labels, {}, reduction);
   }
   const torch::Tensor values = torch::tensor(batch.values, torch::kFloat32);
-  return at::mse_loss(outputs.view({-1}), values, at::Reduction::Sum).to(torch::kFloat64);
+  return at::mse_loss(outputs.view({-1}), values, reduction);
+}
+
+}  // namespace
+
+torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch) {
+  return Losses(outputs, batch, at::Reduction::Sum).to(torch::kFloat64);
+}
+
+torch::Tensor TaskLosses(const torch::Tensor& outputs, const MicroBatch& batch) {
+  at::NoGradGuard no_grad;
+  return Losses(outputs, batch, at::Reduction::None);
 }
 
 }  // namespace graft::models

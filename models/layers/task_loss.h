@@ -1,4 +1,4 @@
-// Losses of classification and regression on the outputs of a task head. Used by the executor.
+// Losses of classification and regression on the outputs of a task head. Used by the executor and by scoring.
 #pragma once
 
 #include <torch/types.h>
@@ -11,5 +11,7 @@ namespace graft::models {
 // cross-entropy (nats); with values (C = 1): sum of squared errors. A float64 scalar,
 // differentiable in `outputs`.
 torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch);
+// The same of each sample, (S) float32, no grad. For scoring.
+torch::Tensor TaskLosses(const torch::Tensor& outputs, const MicroBatch& batch);
 
 }  // namespace graft::models

@@ -153,6 +153,30 @@ TEST(LoraEdit, WritesIntoYAndNeedsNoInputGradient) {
   EXPECT_TRUE(c.a.grad().defined() && c.b.grad().defined());
 }
 
+// The gate of a row scales its edit; its gradient is <edit of the row, dy of the row>.
+TEST(LoraEdit, GatesScaleRowsAndHaveGradients) {
+  const Case c(at::kDouble, at::kDouble);
+  const auto gate = at::tensor({1.0, 0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 2.0, 1.0}).to(at::kDouble);
+  const auto edited_gate = gate.clone().requires_grad_(),
+             plain_gate = gate.clone().requires_grad_();
+  const auto edited = c.Edit({kScale, std::nullopt, at::kDouble, edited_gate});
+  const auto plain = c.y + kScale * plain_gate.unsqueeze(1) * at::mm(at::mm(c.x, c.a.t()), c.b.t());
+  ExpectGradientsNear(c, edited, plain, 1e-10);
+  EXPECT_LT(RelativeError(edited_gate.grad(), plain_gate.grad()), 1e-10);
+  EXPECT_TRUE(at::equal(edited[1], c.y[1])) << "a closed gate leaves the row bitwise";
+}
+
+// Scoring freezes A and B: then the gates alone carry the gradient.
+TEST(LoraEdit, AGateAloneIsEnoughForGradients) {
+  const Case c(at::kFloat);
+  for (const auto& leaf : c.Leaves()) leaf.requires_grad_(false);
+  const auto gate = at::ones({9}).requires_grad_();
+  c.Edit({kScale, std::nullopt, at::kFloat, gate}).backward(c.dy);
+  const auto edit = kScale * at::mm(at::mm(c.x, c.a.t()), c.b.t());
+  EXPECT_LT(RelativeError(gate.grad(), (edit * c.dy).sum(1)), 1e-5);
+  EXPECT_FALSE(c.a.grad().defined());
+}
+
 TEST(Lora, InitialValuesFollowTheWrittenRule) {
   const auto method = MethodWith("lora", {{"sites", "[ffn.down]"}, {"rank", "2"}});
   const std::vector<models::SiteSpec> site = {

@@ -67,16 +67,22 @@ void Fill(const TrainedState& state, double step) {
     part(state.set->values().detach()).copy_(base);
     part(state.exp_avg).copy_(base * 0.5);
     part(state.exp_avg_sq).copy_(base * base);
+    part(state.averages[0].second).copy_(base.abs());
+    part(state.averages[1].second).copy_(base.abs() * 3);
   }
 }
 
 void ExpectFilled(const TrainedState& state, double step) {
   const torch::Tensor values = state.set->values().clone(), exp_avg = state.exp_avg.clone(),
-                      exp_avg_sq = state.exp_avg_sq.clone();
+                      exp_avg_sq = state.exp_avg_sq.clone(),
+                      sensitivity = state.averages[0].second.clone(),
+                      uncertainty = state.averages[1].second.clone();
   Fill(state, step);
   EXPECT_TRUE(at::equal(state.set->values(), values));
   EXPECT_TRUE(at::equal(state.exp_avg, exp_avg));
   EXPECT_TRUE(at::equal(state.exp_avg_sq, exp_avg_sq));
+  EXPECT_TRUE(at::equal(state.averages[0].second, sensitivity));
+  EXPECT_TRUE(at::equal(state.averages[1].second, uncertainty));
   for (size_t i = 0; i < state.set->parameters().size(); ++i) {
     const torch::Tensor& value = state.set->parameters()[i].value;
     EXPECT_TRUE(value.is_leaf() && value.requires_grad());
@@ -94,6 +100,8 @@ void OnRanks(const Layout& layout, const std::string& folder, const Settings& se
     Rank rank{world, FakeStage(plan, grid.PipelineRank(world.rank()), method), {}, nullptr};
     adapters::AdapterSet& set = rank.stage->adapters();
     rank.state = {&set, at::zeros({set.size()}), at::zeros({set.size()})};
+    rank.state.averages = {{"sensitivity", at::zeros({set.size()})},
+                           {"uncertainty", at::zeros({set.size()})}};
     CheckpointOptions options;
     options.folder = folder;
     options.keep = settings.keep;

@@ -168,6 +168,22 @@ TEST(Manifest, TensorsMustBeComplete) {
               FailsWith(ErrorKind::kInput, "out of order"));
   EXPECT_THAT(parse([](Manifest& m) { m.tensors[1] = m.tensors[0]; }),
               FailsWith(ErrorKind::kInput, "occurs twice"));
+  const auto with_average = [](const char* kind) {
+    return [kind](Manifest& m) {
+      TensorEntry average = m.tensors[0];
+      average.key = kind;
+      m.tensors.push_back(average);
+    };
+  };
+  EXPECT_THAT(parse(with_average("sensitivity/x")),
+              FailsWith(ErrorKind::kInput, "sensitivity/ and uncertainty/ must be there"));
+  EXPECT_THAT(parse(with_average("uncertainty/x")),
+              FailsWith(ErrorKind::kInput, "sensitivity/ and uncertainty/ must be there"));
+  EXPECT_THAT(parse([&](Manifest& m) {
+                with_average("sensitivity/x")(m);
+                with_average("uncertainty/x")(m);
+              }),
+              IsOk());
   EXPECT_THAT(parse([](Manifest& m) { m.adapter.parameters = 4; }),
               FailsWith(ErrorKind::kInput, "found 3 parameters, adapter says 4"));
   EXPECT_THAT(parse([](Manifest& m) {

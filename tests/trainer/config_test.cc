@@ -151,8 +151,22 @@ TEST(Recipe, PrintsResolvedAndReadsBackToTheSame) {
 TEST(Recipe, PrintsNoAdapterWhereThereIsNone) {
   const absl::StatusOr<Recipe> recipe = Parse("model: {path: m}\n");
   ASSERT_THAT(recipe, IsOk());
-  EXPECT_THAT(RecipeYaml(*recipe), ::testing::Not(::testing::HasSubstr("adapter")));
+  EXPECT_THAT(RecipeYaml(*recipe), ::testing::Not(::testing::HasSubstr("\nadapter:")));
   EXPECT_THAT(Parse(RecipeYaml(*recipe)), IsOk());
+}
+
+TEST(Recipe, ScoreHasItsKeys) {
+  const absl::StatusOr<Recipe> recipe =
+      Parse("run: {output: out}\nscore: {method: taylor_sq, select: {rule: top_k, k: 5}}\n");
+  ASSERT_THAT(recipe, IsOk());
+  EXPECT_EQ(recipe->score.output, "out/score");
+  EXPECT_EQ(recipe->score.max_samples, 512);
+  EXPECT_EQ(recipe->score.select.k, 5);
+  EXPECT_TRUE(recipe->score.select.rescale);
+  EXPECT_THAT(Parse("score: {method: fanlora}"),
+              FailsWith(ErrorKind::kRecipe, "r.yaml:1: score.method: found `fanlora`"));
+  EXPECT_THAT(Parse("score: {select: {k: 0}}"),
+              FailsWith(ErrorKind::kRecipe, "score.select.k: found `0`"));
 }
 
 TEST(Recipe, ASharedKeyThatTheMethodIgnoresDrawsOneWarning) {
@@ -200,7 +214,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRecipe{"LrOverflow", "3e-4", "1e400", "optim.lr: found `1e400`"},
         BadRecipe{"UnknownSection", "optim:", "optims:",
                   "r.yaml:12: optims: unknown section; did you mean `optim`?; known: run, model"},
-        BadRecipe{"LaterSection", "eval:", "score:", "score: unknown section"},
+        BadRecipe{"LaterSection", "eval:", "bench:", "bench: unknown section"},
         BadRecipe{"RankZero", "rank: 4", "rank: 0",
                   "r.yaml:10: adapter.rank: found `0`, must be an integer from 1"},
         BadRecipe{"UnknownMethod", "method: lora", "method: lroa",
