@@ -32,7 +32,7 @@ constexpr size_t kMaxPayload = size_t{1} << 20;
 // Bytes of a result in one entry: what else stands in a payload fits beside it.
 constexpr size_t kMaxPart = kMaxPayload - 4096;
 constexpr int64_t kMaxFile = int64_t{1} << 36;
-constexpr int64_t kMaxStart = int64_t{1} << 48;
+constexpr int64_t kMaxStart = int64_t{1} << 30;  // shifted by 32 it is an epoch (coordinator.cc)
 constexpr absl::Duration kLockWait = absl::Seconds(10);
 
 enum class Entry : uint8_t { kStart = 1, kPart = 2, kLastPart = 3 };
