@@ -13,7 +13,7 @@ from graft_prepare.writer import DatasetInfo, DatasetWriter
 GRAFT = Path(os.environ.get("GRAFT_BINARY") or ROOT / "build" / "graft")
 VOCABULARY = 257
 PROMPT, LENGTH = 6, 12  # tokens of each sample
-SIZES = {"train": 64, "eval": 8, "scoring": 24}
+SIZES = {"train": 64, "eval": 8, "scoring": 24, "second": 24}
 
 
 def _write_model(folder: Path) -> None:
