@@ -23,7 +23,7 @@ namespace graft::trainer {
 
 struct CoordinatorOptions {
   LeaseRules leases;
-  double sync_seconds = 0.1;  // results wait at most this long for their fsync
+  double sync_seconds = 0.1;  // results wait so long for their fsync; longer on a slow disk
   double resend_seconds = 2;  // a grant that its worker does not report by then is sent again
   // Without a sign of work for so long, and for three times the interval of its signs, a replica
   // is not alive.
@@ -114,6 +114,7 @@ class Coordinator {
   std::map<int, Worker> workers_;
   std::vector<Message> unacknowledged_;  // acks that wait for the next sync
   double oldest_unsynced_ = 0;
+  double last_sync_seconds_ = 0;
   int64_t from_journal_ = 0, repeated_ = 0;
   bool stop_requested_ = false;
   bool ending_ = false;
