@@ -34,10 +34,18 @@ struct ParameterSpec {
   int layer = 0;
 };
 
+// Of a method that scales linears by numbers which it makes once for a request and keeps in SequenceStates (models/site.h): whose state it
+// is, and the linears whose scales it holds, one after the other. An input of ffn.down counts as ffn.up's output.
+struct RequestScales {
+  std::shared_ptr<const void> owner;
+  std::vector<models::SiteSpec> sites;
+};
+
 // A method on one stage. Hooks hold the same torch::Tensor objects as `parameters`; AdapterSet may move their storage (set_data).
 struct Attachment {
   std::vector<NamedParameter> parameters;  // in (layer, role, init order)
   std::vector<std::pair<models::SiteId, std::shared_ptr<models::SiteHook>>> hooks;
+  std::vector<RequestScales> request_scales;
 };
 
 struct AttachOptions {
@@ -87,6 +95,10 @@ class Method {
   // Rows that the method puts in front of each sample's text (soft prompts): the data is laid out with them (models/micro_batch.h)
   // and its hook at `embed` fills them. Packing is refused.
   virtual int64_t virtual_rows() const { return 0; }
+  // Where the task head of an encoder reads a sample: its first row, which may be a virtual one, or the first row of its text.
+  virtual bool reads_first_row() const { return false; }
+  // What stands before the names of a task head in the adapter folder, as huggingface/peft has it for the method's type.
+  virtual const char* head_prefix() const { return "base_model.model."; }
   // True when it makes something of the prompt's rows: then a data set must have prompts.
   virtual bool reads_prompt() const { return false; }
   // Sites of `model_sites` (the whole model's) that the method acts on, after `layers` has been applied to model_sites. Error kind recipe when a pattern

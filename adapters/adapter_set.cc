@@ -21,6 +21,7 @@ absl::StatusOr<std::unique_ptr<AdapterSet>> AdapterSet::Attach(
   GRAFT_ASSIGN_OR_RETURN(Attachment attachment, method.Attach(matched_on_stage, options));
   auto set = std::unique_ptr<AdapterSet>(new AdapterSet());
   set->parameters_ = std::move(attachment.parameters);
+  set->request_scales_ = std::move(attachment.request_scales);
   int64_t total = 0;
   for (const NamedParameter& parameter : set->parameters_) {
     GRAFT_CHECK(parameter.value.is_leaf() && parameter.value.requires_grad() &&

@@ -23,6 +23,7 @@ class AdapterSet {
   const std::vector<NamedParameter>& parameters() const { return parameters_; }
   const torch::Tensor& values() const { return values_; }        // (P) float32, 64-byte aligned
   const torch::Tensor& gradients() const { return gradients_; }  // (P) float32; each parameter's grad is its view
+  const std::vector<RequestScales>& request_scales() const { return request_scales_; }
   int64_t size() const { return values_.numel(); }
   // Offset of parameter i in the flat buffers.
   int64_t offset(size_t i) const { return offsets_[i]; }
@@ -35,6 +36,7 @@ class AdapterSet {
   AdapterSet() = default;
   std::vector<NamedParameter> parameters_;
   std::vector<int64_t> offsets_;
+  std::vector<RequestScales> request_scales_;
   torch::Tensor values_, gradients_;
 };
 

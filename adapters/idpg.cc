@@ -48,6 +48,7 @@ void Idpg::VisitFields(FieldVisitor& v) {
   v.Int({"hidden", "width of the generator; 0 = that of the encoder"}, &hidden_, 0, 1'000'000);
   v.Real({"dropout", "probability of dropping an input of the generator"}, &dropout_, 0.0, 0.99);
   encoder_.Visit(v);
+  read_at_.Visit(v);
 }
 
 absl::StatusOr<std::vector<SiteSpec>> Idpg::MatchSites(
@@ -79,12 +80,14 @@ nlohmann::json Idpg::PeftConfig(const std::vector<SiteSpec>& /*matched*/,
   config["hidden"] = hidden_;
   config["dropout"] = dropout_;
   config["encoder"] = {{"type", encoder_.type}};
+  config["read_at"] = read_at_.value;
   return config;
 }
 
 absl::Status Idpg::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
   GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "IDPG", name(), origin));
-  return CheckPromptEncoder(config, encoder_, origin);
+  GRAFT_RETURN_IF_ERROR(CheckPromptEncoder(config, encoder_, origin));
+  return read_at_.Check(config, origin);
 }
 
 }  // namespace graft::adapters

@@ -15,6 +15,7 @@ class Idpg : public Method {
  public:
   const char* name() const override { return "idpg"; }
   void VisitFields(FieldVisitor& visitor) override;
+  bool reads_first_row() const override { return read_at_.is_first(); }
   int64_t virtual_rows() const override { return prompt_length_; }
   bool reads_prompt() const override { return true; }
   // `embed`.
@@ -38,6 +39,7 @@ class Idpg : public Method {
   int64_t hidden_ = 256;
   double dropout_ = 0.1;
   PromptEncoderFields encoder_;
+  ReadAtField read_at_;
 };
 
 }  // namespace graft::adapters

@@ -89,6 +89,7 @@ void Lopa::VisitFields(FieldVisitor& v) {
   v.Text({"init", "of the shared prompt: random = N(0, 1); vocab = embeddings of random tokens"},
          &init_, {"random", "vocab"});
   encoder_.Visit(v);
+  read_at_.Visit(v);
 }
 
 absl::StatusOr<std::vector<SiteSpec>> Lopa::MatchSites(
@@ -139,12 +140,14 @@ nlohmann::json Lopa::PeftConfig(const std::vector<SiteSpec>& /*matched*/,
   config["dropout"] = dropout_;
   config["init"] = init_;
   config["encoder"] = {{"type", encoder_.type}};
+  config["read_at"] = read_at_.value;
   return config;
 }
 
 absl::Status Lopa::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
   GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "LOPA", name(), origin));
   GRAFT_RETURN_IF_ERROR(CheckPromptEncoder(config, encoder_, origin));
+  GRAFT_RETURN_IF_ERROR(read_at_.Check(config, origin));
   return CheckSameText(config, "fusion", fusion_, origin);
 }
 

@@ -14,6 +14,7 @@ class Lopa : public Method {
  public:
   const char* name() const override { return "lopa"; }
   void VisitFields(FieldVisitor& visitor) override;
+  bool reads_first_row() const override { return read_at_.is_first(); }
   int64_t virtual_rows() const override {
     return fusion_ == "concat" ? 2 * prompt_length_ : prompt_length_;
   }
@@ -40,6 +41,7 @@ class Lopa : public Method {
   double dropout_ = 0.1;
   std::string init_ = "random";
   PromptEncoderFields encoder_;
+  ReadAtField read_at_;
 };
 
 }  // namespace graft::adapters

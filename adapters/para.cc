@@ -201,6 +201,7 @@ void Para::AttachLayer(const LayerSites& layer, const AttachOptions& options,
   }
   for (const SiteSpec& site : layer.scaled) generator.widths.push_back(site.out_features);
   const auto shared = std::make_shared<ParaGenerator>(std::move(p), std::move(generator));
+  attachment->request_scales.push_back({shared, layer.scaled});
   if (input_ == "normed") {
     attachment->hooks.push_back(
         {{layer.layer, Role::kAttnQ}, std::make_shared<ReadNormedHook>(shared)});

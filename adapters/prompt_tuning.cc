@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters/peft_config.h"
-#include "adapters/soft_prompt.h"
 #include "base/json.h"
 #include "base/status.h"
 
@@ -37,6 +36,7 @@ void PromptTuning::VisitFields(FieldVisitor& v) {
         65536);
   v.Text({"init", "random = N(0, 1); vocab = embeddings of random tokens"}, &init_,
          {"random", "vocab"});
+  read_at_.Visit(v);
 }
 
 absl::StatusOr<std::vector<SiteSpec>> PromptTuning::MatchSites(

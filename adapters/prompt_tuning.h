@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "adapters/soft_prompt.h"
 
 namespace graft::adapters {
 
@@ -13,6 +14,8 @@ class PromptTuning : public Method {
  public:
   const char* name() const override { return "prompt_tuning"; }
   void VisitFields(FieldVisitor& visitor) override;
+  const char* head_prefix() const override { return "base_model."; }
+  bool reads_first_row() const override { return read_at_.is_first(); }
   int64_t virtual_rows() const override { return prompt_length_; }
   // `embed`.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
@@ -30,6 +33,7 @@ class PromptTuning : public Method {
  private:
   int64_t prompt_length_ = 10;
   std::string init_ = "random";
+  ReadAtField read_at_ = {.value = "first"};  // as huggingface/peft
 };
 
 }  // namespace graft::adapters

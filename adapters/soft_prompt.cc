@@ -110,6 +110,19 @@ torch::Tensor InitialPrompt(const AttachOptions& options, const models::SiteSpec
       .requires_grad_();
 }
 
+void ReadAtField::Visit(FieldVisitor& v) {
+  v.Text({"read_at",
+          "row that the task head of an encoder (RoBERTa) reads: text = the text's first token, "
+          "first = the first row of the soft prompt; a decoder's head reads the last token"},
+         &value, {"text", "first"});
+}
+
+absl::Status ReadAtField::Check(const nlohmann::json& config, const std::string& origin) const {
+  nlohmann::json resolved = config;
+  resolved.emplace("read_at", "text");
+  return CheckSameText(resolved, "read_at", value, origin);
+}
+
 void PromptEncoderFields::Visit(FieldVisitor& v) {
   v.Begin({"encoder", "what turns a sample's prompt into one vector"});
   v.Text({"type", "embedding_mean: mean of the frozen word embeddings of the prompt's tokens"},

@@ -35,6 +35,16 @@ absl::StatusOr<std::vector<models::SiteSpec>> EmbedSite(
 torch::Tensor InitialPrompt(const AttachOptions& options, const models::SiteSpec& embed,
                             int64_t num_rows, bool from_vocab);
 
+// `read_at:` the row that an encoder's task head reads: the text's first or the sample's, which is
+// a prompt row. A decoder's head reads the last row whatever it says.
+struct ReadAtField {
+  std::string value = "text";
+  void Visit(FieldVisitor& visitor);
+  bool is_first() const { return value == "first"; }
+  // A folder without the key was trained with `text`. Error kind input when it names the other row.
+  absl::Status Check(const nlohmann::json& config, const std::string& origin) const;
+};
+
 // `encoder:` of idpg and lopa: where a sample's vector e comes from.
 struct PromptEncoderFields {
   std::string type = "embedding_mean";

@@ -78,6 +78,7 @@ class HeadedMethod : public Method {
   absl::Status Open(const ModelFacts& model) override { return inner_->Open(model); }
   bool chooses_layers() const override { return inner_->chooses_layers(); }
   int64_t virtual_rows() const override { return inner_->virtual_rows(); }
+  bool reads_first_row() const override { return inner_->reads_first_row(); }
   bool reads_prompt() const override { return inner_->reads_prompt(); }
 
   absl::StatusOr<std::vector<SiteSpec>> MatchSites(
@@ -141,18 +142,19 @@ class HeadedMethod : public Method {
                                         const NamedTensors& parameters) const override {
     return inner_->LowRankAt(site, parameters);
   }
-  absl::Status Merge(const SiteSpec& /*site*/, const NamedTensors& /*tensors*/,
-                     torch::Tensor* /*weight*/, torch::Tensor* /*bias*/) const override {
-    return RecipeError(absl::StrCat("export.merge: found true, but the adapter has a task head (",
-                                    spec_.module, "); allowed: false, which keeps both"));
+  absl::Status Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,
+                     torch::Tensor* bias) const override {
+    return inner_->Merge(site, tensors, weight, bias);
   }
+  bool MergeAddsBias(const SiteSpec& site) const override { return inner_->MergeAddsBias(site); }
+  const char* head_prefix() const override { return inner_->head_prefix(); }
 
  private:
   static bool HasHead(const std::vector<SiteSpec>& sites) {
     return std::any_of(sites.begin(), sites.end(), IsHead);
   }
-  static std::string FolderName(const std::string& hf_name) {
-    return absl::StrCat("base_model.model.", hf_name);
+  std::string FolderName(const std::string& hf_name) const {
+    return absl::StrCat(inner_->head_prefix(), hf_name);
   }
   torch::Tensor Fresh(const ParameterSpec& tensor, uint32_t number, uint64_t seed) const {
     torch::Tensor value = at::zeros(tensor.shape, at::kFloat);

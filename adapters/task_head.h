@@ -31,7 +31,7 @@ std::vector<ParameterSpec> TaskHeadTensors(const TaskHeadSpec& spec);
 // `inner` with the head: everything of the method is `inner`'s; parameters of the head come last,
 // named as huggingface/peft names modules_to_save. Fresh values: weights N(0, initializer_range^2),
 // biases 0, drawn by counters; a head in the model folder (AttachOptions::stored_head) is kept.
-// Merge is refused: the merged folder would have to name a class with this head.
+// Merge folds `inner` into the linears; whoever writes the merged folder adds the head's tensors.
 std::unique_ptr<Method> WithTaskHead(std::unique_ptr<Method> inner, const TaskHeadSpec& spec);
 
 }  // namespace graft::adapters

@@ -24,6 +24,7 @@ absl::Status TrainCommand(CommandContext& context);
 absl::Status EvalCommand(CommandContext& context);
 absl::Status GenerateCommand(CommandContext& context);
 absl::Status ScoreCommand(CommandContext& context);  // kind stopped as TrainCommand
+absl::Status PromptCommand(CommandContext& context);
 // One rank.
 absl::Status ExportCommand(CommandContext& context);
 absl::Status PlanCommand(CommandContext& context);

@@ -18,18 +18,16 @@ std::string WithoutLastSlash(std::string path) {
   return path;
 }
 
-// Outputs of the task head, which only a data set tells; 0 without one.
-absl::StatusOr<int64_t> HeadOutputs(CommandContext& context) {
+// The data set whose labels say what the task head's outputs are; null without a head.
+absl::StatusOr<std::shared_ptr<const trainer::Dataset>> OpenLabels(CommandContext& context) {
   const trainer::Recipe& recipe = context.recipe;
-  if (recipe.task.type == "causal_lm") return 0;
+  if (recipe.task.type == "causal_lm") return nullptr;
   const bool train = !recipe.data.train.empty();
   if (!train) {
     GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"data.eval"}, "export with a task head"));
   }
-  GRAFT_ASSIGN_OR_RETURN(
-      const auto data, trainer::OpenData(recipe, train ? recipe.data.train : recipe.data.eval,
-                                         train ? "data.train" : "data.eval", context.world.all()));
-  return trainer::WorkShapeOf(*data, 0).outputs;
+  return trainer::OpenData(recipe, train ? recipe.data.train : recipe.data.eval,
+                           train ? "data.train" : "data.eval", context.world.all());
 }
 
 }  // namespace
@@ -39,7 +37,8 @@ absl::Status ExportCommand(CommandContext& context) {
   GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model", "adapter.method"}, "export"));
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, trainer::ReadRecipeModel(recipe));
-  GRAFT_ASSIGN_OR_RETURN(const int64_t outputs, HeadOutputs(context));
+  GRAFT_ASSIGN_OR_RETURN(const auto data, OpenLabels(context));
+  const int64_t outputs = data == nullptr ? 0 : trainer::WorkShapeOf(*data, 0).outputs;
   GRAFT_ASSIGN_OR_RETURN(const trainer::AdapterChoice adapter,
                          trainer::ChooseAdapter(recipe, config, outputs));
   GRAFT_ASSIGN_OR_RETURN(const sharding::NamedTensors tensors,
@@ -47,9 +46,10 @@ absl::Status ExportCommand(CommandContext& context) {
   const std::string to = WithoutLastSlash(recipe.export_.to);
   if (recipe.export_.merge) {
     GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model.path"}, "export with merge"));
+    trainer::MergeOptions options{.follow_links = recipe.model.follow_links};
+    if (data != nullptr) options.labels = data->info().labels;
     GRAFT_RETURN_IF_ERROR(trainer::MergeModel(recipe.model.path, config, *adapter.method,
-                                              adapter.matched, tensors, to,
-                                              {.follow_links = recipe.model.follow_links}));
+                                              adapter.matched, tensors, to, options));
     LOG(INFO) << "merged model in " << to;
     return absl::OkStatus();
   }

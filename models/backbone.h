@@ -33,6 +33,7 @@ struct BackboneOptions {
   torch::Dtype dtype = torch::kFloat32;   // of frozen weights and activations
   torch::Device device = torch::kCPU;
   bool recompute = false;                 // model.recompute: layer
+  bool pool_first_row = false;            // an encoder's task head reads row 0 of a sample, be it a soft prompt's; false: the text's first
   bool language_head = true;              // false: a task head stands at the end, the projection to the vocabulary is not loaded
 };
 

@@ -101,10 +101,6 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
              !std::binary_search(layers.begin(), layers.end(), site.id.layer);
     });
   }
-  if (outputs > 0 && name == "prompt_tuning") {
-    // Its folder names the head in another way, and which row it reads is still open.
-    return Unsupported("task.type", recipe.task.type, "causal_lm for adapter.method prompt_tuning");
-  }
   if (outputs > 0) {
     choice.method =
         adapters::WithTaskHead(std::move(choice.method), TaskHeadSpecOf(recipe, config, outputs));
@@ -176,6 +172,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   backbone.dtype = dtype_;
   backbone.recompute = recipe.model.recompute == "layer";
   backbone.language_head = outputs_ == 0;
+  backbone.pool_first_row = method().reads_first_row();
   adapters::AttachOptions attach;
   attach.seed = static_cast<uint64_t>(recipe.run.seed);
   attach.num_layers = static_cast<int>(config_.num_layers);

@@ -64,7 +64,33 @@ class Merger {
          const adapters::Method& method, const std::vector<SiteSpec>& matched,
          const sharding::NamedTensors& adapter)
       : weights_(std::move(weights)), config_(config), method_(method), adapter_(adapter) {
-    for (const SiteSpec& site : matched) sites_[StoredModule(site.module)].push_back(site);
+    for (const SiteSpec& site : matched) {
+      if (site.id.role == Role::kHead) {
+        head_module_ = site.module;
+      } else {
+        sites_[StoredModule(site.module)].push_back(site);
+      }
+    }
+    const std::string prefix = method.head_prefix();
+    for (const auto& [name, value] : adapter) {
+      if (!head_module_.empty() && absl::StartsWith(name, prefix + head_module_ + ".")) {
+        head_[name.substr(prefix.size())] = value.to(torch::kFloat).contiguous();
+      }
+    }
+  }
+
+  const std::string& head_module() const { return head_module_; }  // empty: no task head
+
+  // A head that is not trained must stand in the model folder.
+  absl::Status CheckHead() const {
+    if (head_module_.empty() || !head_.empty()) return absl::OkStatus();
+    const std::vector<std::string> names = weights_->names();
+    for (const std::string& name : names) {
+      if (IsOfHead(name)) return absl::OkStatus();
+    }
+    return RecipeError(absl::StrCat("export.merge: adapter.head.train is false and ",
+                                    weights_->folder(), " has no task head `", head_module_,
+                                    "`: there is none to write"));
   }
 
   // Finds the biases that the merged model has and the model has not.
@@ -82,9 +108,11 @@ class Merger {
   absl::StatusOr<std::map<std::string, int64_t>> Sizes() {
     std::map<std::string, int64_t> sizes;
     for (const std::string& name : weights_->names()) {
+      if (!head_.empty() && IsOfHead(name)) continue;
       GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights_->Find(name));
       sizes[name] = view.bytes;
     }
+    for (const auto& [name, value] : head_) sizes[name] = static_cast<int64_t>(value.nbytes());
     for (const auto& [bias, weight] : added_biases_) {
       GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights_->Find(weight));
       sizes[bias] = view.shape[0] * models::TensorTypeSize(view.type);
@@ -105,6 +133,10 @@ class Merger {
   const std::set<std::string>& config_keys() const { return config_keys_; }
 
  private:
+  bool IsOfHead(const std::string& name) const {
+    return absl::StartsWith(name, head_module_ + ".");
+  }
+
   absl::Status AddBiasGroup(const std::string& module) {
     const std::vector<SiteSpec> all = models::ListSites(config_);
     const auto role_of = std::find_if(all.begin(), all.end(), [&](const SiteSpec& site) {
@@ -164,6 +196,10 @@ class Merger {
 
   absl::StatusOr<models::TensorToWrite> Merged(const std::string& name,
                                                std::vector<torch::Tensor>* alive) {
+    if (const auto head = head_.find(name); head != head_.end()) {
+      return models::TensorToWrite{name, TensorType::kFloat32, head->second.sizes().vec(),
+                                   head->second.data_ptr()};
+    }
     const std::vector<SiteSpec>* sites = SitesOf(name);
     const auto added = added_biases_.find(name);
     if (sites == nullptr && added == added_biases_.end()) {
@@ -196,7 +232,9 @@ class Merger {
   const sharding::NamedTensors& adapter_;
   std::map<std::string, std::vector<SiteSpec>> sites_;  // by module
   std::map<std::string, std::string> added_biases_;     // bias -> weight of its module
-  std::set<std::string> config_keys_;                   // set to true in config.json
+  std::string head_module_;
+  std::map<std::string, torch::Tensor> head_;  // trained, by HF name
+  std::set<std::string> config_keys_;          // set to true in config.json
 };
 
 std::vector<std::vector<std::string>> CutIntoFiles(const std::map<std::string, int64_t>& sizes,
@@ -240,16 +278,40 @@ bool IsSideFile(const std::string& name) {
   return name[0] != '.';
 }
 
-absl::Status CopySideFiles(const std::string& from, const std::string& to,
-                           const std::set<std::string>& config_keys, bool follow_links) {
+// What HF reads of a task head: the class, and how many outputs with which names.
+void DescribeHead(const std::vector<std::string>& labels, nlohmann::json* config) {
+  const std::vector<std::string> names =
+      labels.empty() ? std::vector<std::string>{"LABEL_0"} : labels;
+  nlohmann::json by_id = nlohmann::json::object(), by_name = nlohmann::json::object();
+  for (size_t i = 0; i < names.size(); ++i) {
+    by_id[absl::StrCat(i)] = names[i];
+    by_name[names[i]] = i;
+  }
+  (*config)["id2label"] = by_id;
+  (*config)["label2id"] = by_name;
+  config->erase("num_labels");  // follows from the names
+  (*config)["problem_type"] = labels.empty() ? "regression" : "single_label_classification";
+  const nlohmann::json classes = config->value("architectures", nlohmann::json());
+  if (!classes.is_array() || classes.empty() || !classes[0].is_string()) return;
+  std::string family = classes[0].get<std::string>();
+  for (const char* const ending : {"For", "LMHeadModel", "Model"}) {
+    family = family.substr(0, family.find(ending));
+  }
+  (*config)["architectures"] = {family + "ForSequenceClassification"};
+}
+
+absl::Status CopySideFiles(const std::string& from, const std::string& to, const Merger& merger,
+                           const MergeOptions& options) {
   GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(from));
   for (const std::string& name : names) {
     if (!IsSideFile(name) || IsFolder(JoinPath(from, name))) continue;
     GRAFT_ASSIGN_OR_RETURN(std::string text, ReadFile(JoinPath(from, name), kMaxSideFile,
-                                                      {.follow_links = follow_links}));
-    if (name == "config.json" && !config_keys.empty()) {
+                                                      {.follow_links = options.follow_links}));
+    const bool has_head = !merger.head_module().empty();
+    if (name == "config.json" && (has_head || !merger.config_keys().empty())) {
       GRAFT_ASSIGN_OR_RETURN(nlohmann::json config, ParseJson(text, JoinPath(from, name)));
-      for (const std::string& key : config_keys) config[key] = true;
+      for (const std::string& key : merger.config_keys()) config[key] = true;
+      if (has_head) DescribeHead(options.labels, &config);
       text = config.dump(2) + "\n";
     }
     GRAFT_RETURN_IF_ERROR(AtomicWriteFile(JoinPath(to, name), text));
@@ -270,13 +332,13 @@ absl::Status MergeModel(const std::string& model_folder, const models::ModelConf
   reading.follow_links = options.follow_links;
   GRAFT_ASSIGN_OR_RETURN(auto weights, models::WeightFolder::Open(model_folder, reading));
   Merger merger(std::move(weights), config, method, matched, adapter);
+  GRAFT_RETURN_IF_ERROR(merger.CheckHead());
   GRAFT_RETURN_IF_ERROR(merger.PlanBiases());
   const std::string temporary = JoinPath(FolderOf(to), absl::StrCat(".", Basename(to), ".tmp"));
   GRAFT_RETURN_IF_ERROR(RemoveTree(temporary));
   GRAFT_RETURN_IF_ERROR(MakeDirs(temporary));
   absl::Status status = WriteWeights(merger, temporary, options.shard_bytes);
-  if (status.ok())
-    status = CopySideFiles(model_folder, temporary, merger.config_keys(), options.follow_links);
+  if (status.ok()) status = CopySideFiles(model_folder, temporary, merger, options);
   if (status.ok()) status = RenamePath(temporary, to);
   if (!status.ok()) RemoveTree(temporary).IgnoreError();
   return status;

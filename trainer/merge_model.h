@@ -1,6 +1,7 @@
 // Writes a merged model folder: the model's weights with an adapter folded in, beside its config
 // and tokenizer files, so that HF transformers loads it. Merging happens in float32 and rounds once
-// to the folder's dtype. Used by `export`. No ranks.
+// to the folder's dtype; a task head is written in float32, as it was trained. Used by `export`. No
+// ranks.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,9 @@
 namespace graft::trainer {
 
 struct MergeOptions {
-  bool follow_links = false;            // model.follow_links
-  int64_t shard_bytes = 5'000'000'000;  // largest weight file; more of them get an index
+  bool follow_links = false;             // model.follow_links
+  int64_t shard_bytes = 5'000'000'000;   // largest weight file; more of them get an index
+  std::vector<std::string> labels = {};  // names of the task head's classes; none: a regression
 };
 
 // `to` must not exist; it appears complete or not at all. At most one weight file's worth of merged

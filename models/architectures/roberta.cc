@@ -42,10 +42,13 @@ class Roberta : public LayerStack {
   }
 
  private:
-  // `<s>` of every sample, behind the rows of a soft prompt (methods.md 7, read_at: text).
+  // `<s>` of every sample, behind the rows of a soft prompt, or the first of those rows
+  // (methods.md 7, read_at: text | first).
   torch::Tensor Pool(const torch::Tensor& h, const MicroBatch& batch) const override {
     std::vector<int64_t> rows;
-    for (const Segment& segment : batch.segments) rows.push_back(segment.prompt_begin());
+    for (const Segment& segment : batch.segments) {
+      rows.push_back(options_.pool_first_row ? segment.begin : segment.prompt_begin());
+    }
     return h.index_select(0, torch::tensor(rows, torch::kInt64));
   }
   torch::Tensor Forward(const Layer& layer, torch::Tensor x, SiteContext& context) const;

@@ -109,6 +109,22 @@ TEST(SoftPrompts, FoldersThatMeanSomethingElseAreRefused) {
               HasSubstr("num_virtual_tokens is 5, but adapter.prompt_length is 10"));
 }
 
+TEST(SoftPrompts, TheHeadReadsTheTextUnlessTheMethodIsPromptTuning) {
+  for (const char* name : {"idpg", "lopa"}) {
+    EXPECT_FALSE(MethodWith(name, {})->reads_first_row()) << name;
+    EXPECT_TRUE(MethodWith(name, {{"read_at", "first"}})->reads_first_row()) << name;
+    const auto first = MethodWith(name, {{"read_at", "first"}}), text = MethodWith(name, {});
+    auto config = text->PeftConfig(*text->MatchSites(LlamaSites(1, 8, 4, 12)), {"base", "SEQ_CLS"});
+    EXPECT_THAT(std::string(first->CheckPeftConfig(config, "f").message()),
+                HasSubstr("read_at is \"text\", the recipe's is \"first\""));
+    config.erase("read_at");  // as folders were written before the key
+    EXPECT_TRUE(text->CheckPeftConfig(config, "f").ok()) << name;
+    EXPECT_FALSE(first->CheckPeftConfig(config, "f").ok()) << name;
+  }
+  EXPECT_TRUE(MethodWith("prompt_tuning", {})->reads_first_row());
+  EXPECT_FALSE(MethodWith("prompt_tuning", {{"read_at", "text"}})->reads_first_row());
+}
+
 TEST(SoftPrompts, ConcatPutsTwiceTheRows) {
   EXPECT_EQ(MethodWith("lopa", {})->virtual_rows(), 10);
   EXPECT_EQ(MethodWith("lopa", {{"fusion", "concat"}})->virtual_rows(), 20);

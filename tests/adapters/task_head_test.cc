@@ -159,12 +159,25 @@ TEST(TaskHead, AFrozenHeadIsNeitherTrainedNorWritten) {
   EXPECT_FALSE(Outputs(table, at::randn({2, 8}), true).requires_grad());
 }
 
-TEST(TaskHead, DoesNotMerge) {
+TEST(TaskHead, MergesAsTheMethodInside) {
   const auto method = Headed(RobertaHead());
-  torch::Tensor weight = at::zeros({8, 6}), bias;
-  const absl::Status status = method->Merge(Matched(*method)[0], {}, &weight, &bias);
-  EXPECT_EQ(ExitCodeOf(status), 78);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("task head"));
+  NamedTensors tensors;
+  for (const ParameterSpec& parameter : method->Parameters(Matched(*method))) {
+    tensors.emplace_back(parameter.name, at::full(parameter.shape, 2.0, at::kFloat));
+  }
+  torch::Tensor weight = at::ones({8, 6}), bias;
+  const SiteSpec site = Matched(*method)[0];
+  EXPECT_TRUE(method->MergeAddsBias(site));
+  ASSERT_TRUE(method->Merge(site, tensors, &weight, &bias).ok());
+  EXPECT_TRUE(at::equal(weight, at::full({8, 6}, 2.0)));  // RED, scale and bias 2
+  EXPECT_TRUE(at::equal(bias, at::full({8}, 2.0)));
+}
+
+TEST(TaskHead, StandsWherePeftPutsItForThatType) {
+  const auto method = Headed(RobertaHead(), "prompt_tuning");
+  EXPECT_EQ(std::string(method->head_prefix()), "base_model.");
+  EXPECT_EQ(method->Parameters(Matched(*method)).back().name,
+            "base_model.classifier.out_proj.bias");
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ TEST(Program, VersionNamesTheLibraries) {
 TEST(Program, HelpListsCommandsAndEveryRecipeKey) {
   ProgramResult result = RunGraft({"--help"});
   EXPECT_EQ(result.code, 0);
-  for (const char* command : {"train", "eval", "generate", "export", "plan", "inspect"}) {
+  for (const char* command : {"train", "eval", "generate", "prompt", "export", "plan", "inspect"}) {
     EXPECT_THAT(result.out, HasSubstr(absl::StrCat("\n  ", command, " ")));
     const ProgramResult help = RunGraft({command, "--help"});
     EXPECT_EQ(help.code, 0) << command;

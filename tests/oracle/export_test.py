@@ -1,12 +1,16 @@
 """What graft writes is what HF reads: adapters load in PEFT, merged models in transformers, with the same logits."""
 
+import json
+
 import pytest
 import torch
+import transformers
 
 import prepared_data
 import reference
 from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, relative
 from graft_program import Golden, attempt, data_folder, recipe, run
+from variants import NUM_LABELS
 
 
 MERGED = [
@@ -23,11 +27,12 @@ MERGED = [
     "gpt2_headless_lora",
     "gpt2_ia3",
     "gpt2_fanlora",
+    "roberta_lora",
+    "roberta_red",
+    "roberta_headless_red",
+    "gpt2_lora_score",
 ]
-
-
-# An adapter with a task head is not merged: the folder would have to name another class.
-TRAINED = MERGED + ["roberta_lora", "roberta_headless_red", "gpt2_lora_score"]
+TRAINED = MERGED + ["roberta_prompt_tuning", "gpt2_prompt_tuning_score", "roberta_idpg"]
 
 
 def load_model(golden):
@@ -63,15 +68,22 @@ def test_exported_checkpoint_is_the_adapter(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize("trained_run", MERGED, indirect=True)
-def test_merged_model_loads_in_hf_with_the_same_logits(trained_run, evaluation_samples, tmp_path):
+def test_merged_model_loads_in_hf_with_the_same_logits(trained_run, tmp_path):
     golden, output, keys = trained_run
+    task = golden.numbers["case"]["task"]
     export = dict(to=str(tmp_path / "merged"), merge=True)
     export["from"] = str(output)
     run("export", keys | dict(export=export), tmp_path)
     unmerged = reference.load_adapter(load_model(golden), output / "adapter")
-    merged = reference.load_model(tmp_path / "merged")
+    if task == "causal_lm":
+        merged = reference.load_model(tmp_path / "merged")
+    else:  # the folder itself says which class and how many outputs
+        config = json.loads((tmp_path / "merged" / "config.json").read_text())
+        merged = getattr(transformers, config["architectures"][0])
+        merged = merged.from_pretrained(tmp_path / "merged").eval()
+        assert merged.num_labels == (NUM_LABELS if task == "classification" else 1)
     with torch.no_grad():
-        for sample in evaluation_samples[:4]:
+        for sample in prepared_data.read(data_folder(task, "eval"))[:4]:
             difference = logits_difference(
                 reference.logits(merged, sample.ids), reference.logits(unmerged, sample.ids)
             )

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 
 import beams
 import prepared_data
 import reference
-from compare import LOSS_RELATIVE, read_json, relative
-from graft_program import Golden, data_folder, recipe, run
-from variants import NUM_LABELS
+from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, read_json, relative
+from graft_program import Golden, attempt, data_folder, recipe, run
+from variants import NUM_LABELS, VOCAB_SIZE
 
 NEW_TOKENS = 6
 
@@ -96,7 +97,8 @@ def expected_metrics(model, samples):
 
 @pytest.mark.parametrize(
     "name, data, pipeline",
-    [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1), ("roberta_para", 1, 2)],
+    [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1)]
+    + [("roberta_prompt_tuning", 1, 2), ("roberta_lopa_first", 2, 1), ("roberta_para", 1, 1)],
 )
 @torch.no_grad()
 def test_eval_with_labels(name, data, pipeline, tmp_path):
@@ -193,3 +195,57 @@ def test_beam_search(name, data, pipeline, num_beams, end_tokens, evaluation_sam
     assert [json.loads(line)["tokens"] for line in lines] == expected
     if name in ENDING_EARLY:
         assert len({len(tokens) for tokens in expected}) > 1
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("gqa_lopa", 1),
+        ("tied_lopa_concat", 2),
+        ("gpt2_idpg", 1),
+        ("gqa_para", 2),
+        ("gpt2_para", 1),
+        ("mistral_para_some", 1),
+    ],
+)
+def test_prompt(name, data, evaluation_samples, tmp_path):
+    """HF PEFT with the folder of one request says what the method itself says of that request."""
+    golden = Golden(name)
+    sections = dict(parallel=dict(data=data), generate=dict(max_new_tokens=NEW_TOKENS))
+    keys = recipe(golden, tmp_path, **sections)
+    run("prompt", keys, tmp_path)
+    run("generate", keys, tmp_path)
+    lines = map(json.loads, (tmp_path / "generations.jsonl").read_text().splitlines())
+    tokens = {line["sample_id"]: line["tokens"] for line in lines}
+    assert {int(folder.name) for folder in (tmp_path / "prompts").iterdir()} == set(tokens)
+    own = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
+    for (sample_id, answer), sample in list(zip(tokens.items(), evaluation_samples))[::3]:
+        folder = tmp_path / "prompts" / str(sample_id)
+        served = PeftModel.from_pretrained(reference.load_model(golden.model), folder)
+        prompt = sample.ids[: sample.prompt_length]
+        with torch.no_grad():
+            difference = logits_difference(
+                reference.logits(served, sample.ids),
+                reference.logits(own, sample.ids, sample.prompt_length),
+            )
+        assert difference <= LOGITS_ABSOLUTE
+        assert reference.greedy(served, prompt, NEW_TOKENS) == answer
+
+
+def test_prompt_refuses(tmp_path):
+    def refused(name, code, *parts, **sections):
+        keys = recipe(Golden(name), tmp_path / "run", **sections)
+        found, errors = attempt("prompt", keys, tmp_path)
+        last = errors.strip().splitlines()[-1]
+        assert found == code and all(part in last for part in parts), errors
+        assert not list((tmp_path / "run").glob("prompts/*"))
+
+    refused("gqa_lora", 78, "adapter.method", "lora", "idpg, lopa, para")
+    refused("gqa_prompt_tuning", 78, "adapter.method", "prompt_tuning")
+    refused("gqa_para", 78, "parallel.pipeline", parallel=dict(pipeline=2))
+    refused("roberta_para", 78, "task.type", "causal_lm")
+    samples = prepared_data.read(data_folder("causal_lm", "eval"))
+    samples[0].prompt_length = 0
+    prepared_data.write(tmp_path / "data", samples, VOCAB_SIZE)
+    data = dict(eval=str(tmp_path / "data"))
+    refused("gqa_para", 65, "prompt_lengths", "sample 1000", data=data)

@@ -167,6 +167,7 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     models::BackboneOptions options;
     options.recompute = recompute;
     options.language_head = !has_head_;
+    options.pool_first_row = method_->reads_first_row();
     Stage stage;
     stage.backbone = ValueOrThrow(models::BuildBackbone(config_, range, *weights_, options));
     std::vector<models::SiteSpec> here;

@@ -197,8 +197,9 @@ class SoftPrompt(Plain):
         inputs = torch.cat([rows.to(words.dtype), words])[None]
         if self.config.model_type == "roberta":
             states = self.model.roberta(inputs_embeds=inputs).last_hidden_state
-            # The head takes the first row of what it is given: that of the text.
-            return self.model.classifier(states[:, len(rows) :])[0].float()
+            # The head takes the first row of what it is given.
+            first = 0 if self.keys.get("read_at") == "first" else len(rows)
+            return self.model.classifier(states[:, first:])[0].float()
         outputs = self.model(inputs_embeds=inputs, use_cache=False).logits[0].float()
         return outputs if outputs.dim() == 1 else outputs[len(rows) :]
 

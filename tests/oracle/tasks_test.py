@@ -43,7 +43,6 @@ REFUSALS = [
     ("roberta_lora", "generate", {}, 78, "task.type"),
     ("roberta_lora", "train", dict(eval=dict(every=5, metric="pearson")), 78, "accuracy"),
     ("roberta_headless_red", "train", dict(task=dict(type="seq2seq")), 78, "classification"),
-    ("roberta_lora", "export", dict(export=dict(merge=True)), 78, "task head"),
     ("gpt2_lora_joint", "train", dict(adapter=dict(fused="split")), 65, "joint"),
 ]
 
@@ -56,6 +55,17 @@ def test_refusals(name, command, sections, code, message, tmp_path):
         keys["export"] |= {"from": str(golden.folder / "initial"), "to": str(tmp_path / "to")}
     exit_code, text = attempt(command, keys, tmp_path)
     assert exit_code == code and message in text.rstrip().splitlines()[-1], text[-2000:]
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_head_that_was_drawn_and_not_trained_does_not_merge(tmp_path):
+    """No folder holds it."""
+    keys = recipe(Golden("roberta_headless_red"), tmp_path / "run", optim=dict(steps=1))
+    keys["adapter"] = dict(method="red", head=dict(train=False))
+    run("train", keys, tmp_path)
+    keys["export"] = {"from": str(tmp_path / "run"), "to": str(tmp_path / "to"), "merge": True}
+    exit_code, text = attempt("export", keys, tmp_path)
+    assert exit_code == 78 and "no task head" in text.rstrip().splitlines()[-1], text[-2000:]
     assert not (tmp_path / "to").exists()
 
 

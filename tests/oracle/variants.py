@@ -340,6 +340,19 @@ CASES |= {
         dict(method="red", sites=["attn.out", "layer.out"], layers="1-2"),
         _optim(weight_decay=0.0),
     ),
+    # HF PEFT's head reads the first row, which is one of the prompt.
+    "roberta_prompt_tuning": Case(
+        "roberta", dict(method="prompt_tuning", prompt_length=4), _optim(), **_CLASSES
+    ),
+    "gpt2_prompt_tuning_score": Case(
+        "gpt2", dict(method="prompt_tuning", prompt_length=3), _optim(), **_CLASSES
+    ),
+    "roberta_lopa_first": Case(
+        "roberta_headless",
+        _lopa(fusion="concat", read_at="first"),
+        _optim(),
+        task="regression",
+    ),
 }
 
 # On a prepared folder of the real model; samples are these sentences.
