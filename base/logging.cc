@@ -36,7 +36,8 @@ class FatalSink : public google::LogSink {
   }
 };
 
-[[noreturn]] void OnFatal() {
+// glog wants a function type that never returns, which C++ attributes do not make.
+__attribute__((noreturn)) void OnFatal() {
   std::fprintf(stderr, "graft: error: bug: %s\n", g_last_fatal);
   std::fflush(stderr);
   ::_exit(ExitCode(ErrorKind::kBug));

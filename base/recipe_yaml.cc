@@ -305,14 +305,14 @@ absl::Status ApplyOverride(const std::string& assignment, YamlNode* root) {
                                       Printable(key), "` from the command line"));
     }
     path = Dotted(path, name);
-    const auto same = [&name](const auto& field) { return field.first == name; };
+    const auto same = [&name](const auto& field) { return field.name == name; };
     auto field = std::find_if(node->fields.begin(), node->fields.end(), same);
     if (field == node->fields.end()) {
       YamlNode empty;
       empty.origin = kOrigin;
       field = node->fields.insert(node->fields.end(), {name, empty});
     }
-    node = &field->second;
+    node = &field->value;
   }
   *node = *std::move(value);
   node->origin = kOrigin;

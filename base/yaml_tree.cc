@@ -173,7 +173,7 @@ class TreeBuilder : public YAML::EventHandler {
     if (parent.value.node.kind == YamlNode::Kind::kList) {
       parent.value.node.items.push_back(std::move(node));
     } else {
-      parent.value.node.fields.emplace_back(parent.key, std::move(node));
+      parent.value.node.fields.push_back({parent.key, std::move(node)});
       parent.has_key = false;
     }
   }

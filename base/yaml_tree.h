@@ -4,12 +4,13 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace graft {
+
+struct YamlField;
 
 struct YamlNode {
   enum class Kind { kNull, kScalar, kList, kMap };
@@ -17,12 +18,17 @@ struct YamlNode {
   std::string origin;  // "recipe.yaml:12" or "command line": opens messages about this node
   std::string text;    // of a scalar
   bool quoted = false;
-  std::vector<YamlNode> items;                           // of a list
-  std::vector<std::pair<std::string, YamlNode>> fields;  // of a map, in file order
+  std::vector<YamlNode> items;    // of a list
+  std::vector<YamlField> fields;  // of a map, in file order
 
   const YamlNode* Find(const std::string& key) const;
   // "`3`", "a list of 2", "a map", "nothing": what a message says was found.
   std::string Describe() const;
+};
+
+struct YamlField {
+  std::string name;
+  YamlNode value;
 };
 
 struct YamlLimits {

@@ -22,7 +22,7 @@ PACKAGES=(g++ cmake ninja-build ccache python3-venv
 MPI_PACKAGES=(libopenmpi-dev openmpi-bin)
 # Their services are neither used nor started. Beside Open MPI's packages MPICH's leave mpicc and mpirun as they are (Debian's
 # alternatives rank Open MPI higher); it answers to mpicc.mpich and mpirun.mpich.
-TEST_PACKAGES=(mpich libmpich-dev munge slurmctld slurmd slurm-client iproute2)
+TEST_PACKAGES=(mpich libmpich-dev munge slurmctld slurmd slurm-client iproute2 clang-14 libclang-rt-14-dev)
 MIN_CMAKE=3.25
 MIN_PYTHON=3.11
 

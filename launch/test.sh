@@ -2,7 +2,8 @@
 # Builds everything and runs every test: shellcheck, Python, sanitizers, then ctest (unit, ranks as threads, mpirun).
 #
 #   launch/test.sh                      all of it
-#   launch/test.sh --only PART ...      parts: shell, python, asan, tsan, mpich, unit, mpi
+#   launch/test.sh --only PART ...      parts: shell, python, asan, fuzz, tsan, mpich, unit, mpi
+#   launch/test.sh --long               instead of all that: the full counts of docs/reliability.md (about 2 hours on 2 cores)
 #
 # Runs on after a failed part and ends with ctest's own summary and a list of what failed.
 set -uo pipefail
@@ -10,13 +11,15 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT" || exit 74
 
-ALL_PARTS=(shell python asan tsan mpich unit mpi)
+ALL_PARTS=(shell python asan fuzz tsan mpich unit mpi)
 parts=("${ALL_PARTS[@]}")
 failed=()
 
-if [ $# -gt 0 ]; then
+if [ "$*" = --long ]; then
+  parts=(long)
+elif [ $# -gt 0 ]; then
   if [ "$1" != --only ] || [ $# -lt 2 ]; then
-    fail usage 64 "test.sh: '$*': allowed is --only PART ..., parts: ${ALL_PARTS[*]}"
+    fail usage 64 "test.sh: '$*': allowed are --long, and --only PART ..., parts: ${ALL_PARTS[*]}"
   fi
   parts=("${@:2}")
   for part in "${parts[@]}"; do
@@ -45,6 +48,21 @@ check_asan() {
   mapfile -t options < <(site_cmake_options)
   cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)" &&
     ctest --test-dir build-asan --output-on-failure --parallel "$(nproc)"
+}
+
+# Every fuzz target replays its corpus and goes on from it for so many seconds.
+check_fuzz() {
+  local options=()
+  mapfile -t options < <(site_cmake_options)
+  cmake --preset fuzz "${options[@]}" >/dev/null && cmake --build --preset fuzz --parallel "$(nproc)" --target fuzz &&
+    GRAFT_FUZZ_SECONDS="$1" ctest --test-dir build-fuzz -L fuzz --output-on-failure --parallel "$(nproc)"
+}
+
+# The chaos tests with their full counts, on the tiny models of the oracle tests.
+check_chaos_long() {
+  ctest --test-dir build -R '^oracle_goldens$' >/dev/null || return
+  (cd tests/chaos && OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GRAFT_SOURCE_DIR="$ROOT" GRAFT_BINARY_DIR="$ROOT/build" \
+    GRAFT_GOLDENS="$ROOT/build/goldens" "$PYTHON" -m pytest --long -s)
 }
 
 # The real model of the tests labelled smollm2.
@@ -80,14 +98,20 @@ check_mpich() {
 # Test programs keep to one thread each; a set label picks a part.
 run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"; }
 
-if wanted unit || wanted mpi || wanted python; then
+if wanted unit || wanted mpi || wanted python || wanted long; then
   launch/setup.sh --build-tests || fail bug 70 "test.sh: the build failed, see above"
 else
   launch/setup.sh --tests || exit $?
 fi
+if wanted long; then
+  run fuzz check_fuzz 60
+  run faults build/checkpoint_fault_test --long
+  run chaos check_chaos_long
+fi
 wanted shell && run shell check_shell
 wanted python && run python "$PYTHON" -m pytest tests/python
 wanted asan && run asan check_asan
+wanted fuzz && run fuzz check_fuzz 2
 wanted tsan && run tsan check_tsan
 wanted mpich && run mpich check_mpich
 if wanted unit || wanted mpi; then prepare_smollm2 || fail bug 70 "test.sh: the real model could not be prepared, see above"; fi

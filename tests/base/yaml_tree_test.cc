@@ -17,7 +17,7 @@ TEST(ParseYaml, KeepsOrderTextAndLines) {
       ParseYaml("b: 010\na: {x: 'no', y: [1, ~]}\nc:\n", "r.yaml");
   ASSERT_THAT(root, IsOk());
   ASSERT_EQ(root->fields.size(), 3u);
-  EXPECT_EQ(root->fields[0].first, "b");
+  EXPECT_EQ(root->fields[0].name, "b");
   EXPECT_EQ(root->Find("b")->text, "010");
   EXPECT_EQ(root->Find("b")->origin, "r.yaml:1");
   EXPECT_FALSE(root->Find("b")->quoted);
