@@ -92,6 +92,15 @@ def _quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def _take_special_tokens(tokenizer: Any, config: Any) -> None:
+    """Lets the tokenizer name the tokens that the GGUF file says (transformers guesses them and was seen to take
+    another end token than the one that the file, and so config.json, has)."""
+    for key in ("bos_token", "eos_token", "pad_token"):
+        token_id = getattr(config, f"{key}_id", None)
+        if isinstance(token_id, int) and 0 <= token_id < len(tokenizer):
+            setattr(tokenizer, key, tokenizer.convert_ids_to_tokens(token_id))
+
+
 def _convert_gguf(source: Path, out: Path, dtype: str) -> None:
     """Writes the de-quantised weights, config, tokenizer and chat template of a checked GGUF file."""
     _quiet_transformers()
@@ -120,6 +129,7 @@ def _convert_gguf(source: Path, out: Path, dtype: str) -> None:
     plain = type(quantized)(config)
     plain.load_state_dict(quantized.state_dict())
     plain.to(getattr(torch, dtype)).save_pretrained(out)
+    _take_special_tokens(tokenizer, config)
     tokenizer.save_pretrained(out)
     for path in out.glob("*.safetensors"):
         apply_umask(path)
