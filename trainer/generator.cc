@@ -96,8 +96,8 @@ absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
       const Sample sample = data.at(index);
       const auto ids = sample.input_ids.first(static_cast<size_t>(sample.prompt_length));
       if (ids.empty()) {
-        return InputError(absl::StrCat(data.folder(), ": prompt_lengths: sample ", index,
-                                       " has 0, `generate` needs at least 1"));
+        return InputError(absl::StrCat("data.eval: ", data.folder(), ": prompt_lengths: sample ",
+                                       sample.sample_id, " has 0, `generate` needs at least 1"));
       }
       prompts.push_back({sample.sample_id, {ids.begin(), ids.end()}});
     }

@@ -139,13 +139,14 @@ def test_generate(name, data, pipeline, evaluation_samples, tmp_path):
     sections = dict(
         parallel=dict(data=data, pipeline=pipeline), generate=dict(max_new_tokens=NEW_TOKENS)
     )
-    run("generate", recipe(golden, tmp_path, **sections), tmp_path)
+    said = read_json(run("generate", recipe(golden, tmp_path, **sections), tmp_path))
     lines = (tmp_path / "generations.jsonl").read_text().splitlines()
     model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
     expected = [
         reference.greedy(model, s.ids[: s.prompt_length], NEW_TOKENS) for s in evaluation_samples
     ]
     assert [json.loads(line)["tokens"] for line in lines] == expected
+    assert (said["samples"], said["tokens"]) == (len(expected), sum(map(len, expected)))
 
 
 BEAM_TOKENS = 8

@@ -1,5 +1,8 @@
 #include "trainer/generator.h"
 
+#include <cmath>
+#include <cstring>
+
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +16,9 @@
 namespace graft::trainer {
 namespace {
 
+using testing::FailsWith;
 using testing::IsOk;
+using testing::TempFolder;
 using testing::TrainingRun;
 
 TEST(ChooseTokenTest, GreedyTakesTheLargest) {
@@ -32,6 +37,42 @@ TEST(ChooseTokenTest, SamplingFollowsTheDistributionAndCutsTheTail) {
   EXPECT_NEAR(counts[1] / 4000.0, 0.6, 0.03);
   EXPECT_EQ(cut[0], 0);  // 0.6 + 0.3 reaches 0.7
   EXPECT_NEAR(cut[1] / 4000.0, 2.0 / 3.0, 0.03);
+}
+
+// Chi-square of 20,000 draws against the exact probabilities, over sample ids and over positions.
+TEST(ChooseTokenTest, TemperatureAndTopPGiveTheExactProbabilities) {
+  constexpr int64_t kDraws = 20'000;
+  const at::Tensor logits = at::tensor({2.0f, -1.0f, 0.5f, 1.5f, 0.0f, 1.0f, -0.5f, 0.2f});
+  const double temperature = 0.7, top_p = 0.8;
+  const at::Tensor softmax = at::softmax(logits.to(at::kDouble) / temperature, 0);
+  // 0.49, 0.24 and 0.12 are the largest: two of them do not reach 0.8, three do.
+  const double kept =
+      softmax[0].item<double>() + softmax[3].item<double>() + softmax[5].item<double>();
+  ASSERT_LT(kept - softmax[5].item<double>(), top_p);
+  ASSERT_GT(kept, top_p);
+  for (const bool over_positions : {false, true}) {
+    std::vector<double> all(8), cut(8);
+    for (int64_t i = 0; i < kDraws; ++i) {
+      const int64_t sample = over_positions ? 7 : i, position = over_positions ? i : 7;
+      const SamplingOptions options = {.temperature = temperature, .seed = 11};
+      ++all[static_cast<size_t>(ChooseToken(logits, options, sample, position))];
+      const SamplingOptions nucleus = {.temperature = temperature, .top_p = top_p, .seed = 12};
+      ++cut[static_cast<size_t>(ChooseToken(logits, nucleus, sample, position))];
+    }
+    double chi_square = 0, chi_square_cut = 0;
+    for (size_t token = 0; token < 8; ++token) {
+      const double expected = kDraws * softmax[static_cast<int64_t>(token)].item<double>();
+      chi_square += std::pow(all[token] - expected, 2) / expected;
+      const bool stays = token == 0 || token == 3 || token == 5;
+      if (stays) {
+        chi_square_cut += std::pow(cut[token] - expected / kept, 2) * kept / expected;
+      } else {
+        EXPECT_EQ(cut[token], 0) << token;
+      }
+    }
+    EXPECT_LT(chi_square, 24.3);      // 7 degrees of freedom, p = 0.001
+    EXPECT_LT(chi_square_cut, 13.8);  // 2 degrees of freedom
+  }
 }
 
 TEST(ChooseTokenTest, LowTemperatureIsGreedy) {
@@ -55,7 +96,7 @@ TEST(TopIndicesTest, TiesFallAsLibTorchsTopkPutsThem) {
 }
 
 std::vector<Continuation> GenerateOn(const TrainingRun& run, Recipe recipe,
-                                     const GenerateOptions& options) {
+                                     const GenerateOptions& options, int64_t num_samples = 21) {
   std::vector<std::vector<Continuation>> shares(static_cast<size_t>(recipe.parallel.data));
   EXPECT_THAT(
       TrainingRun::OnRanks(
@@ -64,7 +105,7 @@ std::vector<Continuation> GenerateOn(const TrainingRun& run, Recipe recipe,
             GRAFT_ASSIGN_OR_RETURN(const auto data, Dataset::Open(run.data().path()));
             GRAFT_ASSIGN_OR_RETURN(const auto model,
                                    LoadedModel::Load(recipe, world, {.sequence_length = 32}));
-            GRAFT_ASSIGN_OR_RETURN(auto answers, Generate(*model, *data, data->size(), options));
+            GRAFT_ASSIGN_OR_RETURN(auto answers, Generate(*model, *data, num_samples, options));
             if (model->is_last_stage()) shares[static_cast<size_t>(model->data_rank())] = answers;
             return absl::OkStatus();
           }),
@@ -144,6 +185,66 @@ TEST_F(GeneratorTest, EveryLayoutGivesTheSameAnswersInDataSetOrder) {
       }
     }
   }
+}
+
+// 21 samples do not fit beside each other, three do.
+TEST_F(GeneratorTest, TheRestOfTheBatchChangesNothing) {
+  for (const GenerateOptions& options :
+       {GenerateOptions{.sampling = {.temperature = 1.0, .seed = 5}},
+        GenerateOptions{.beams = 6}}) {
+    GenerateOptions some = options;
+    some.max_new_tokens = 5;
+    const std::vector<Continuation> all = GenerateOn(run_, recipe_, some);
+    const std::vector<Continuation> three = GenerateOn(run_, recipe_, some, 3);
+    ASSERT_EQ(three.size(), 3u);
+    for (size_t i = 0; i < three.size(); ++i) EXPECT_EQ(three[i].tokens, all[i].tokens) << i;
+  }
+}
+
+absl::Status TryToGenerate(const Recipe& recipe, const std::string& data_folder,
+                           const GenerateOptions& options) {
+  return TrainingRun::OnRanks(recipe, [&](comm::World& world) -> absl::Status {
+    GRAFT_ASSIGN_OR_RETURN(const auto data, Dataset::Open(data_folder));
+    GRAFT_ASSIGN_OR_RETURN(const auto model,
+                           LoadedModel::Load(recipe, world, {.sequence_length = 32}));
+    try {
+      return Generate(*model, *data, data->size(), options).status();
+    } catch (const StatusError& error) {
+      return error.status();
+    }
+  });
+}
+
+// An adapter of huge numbers overflows in the first layer.
+TEST_F(GeneratorTest, LogitsThatAreNotFiniteAreNoAnswer) {
+  const std::string file = "out/adapter/adapter_model.safetensors";
+  std::string bytes = run_.outputs().Read(file);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  const float huge = 1e30f;
+  for (size_t i = sizeof header + header; i + sizeof huge <= bytes.size(); i += sizeof huge) {
+    std::memcpy(&bytes[i], &huge, sizeof huge);
+  }
+  run_.outputs().Write(file, bytes);
+  for (const int64_t beams : {1, 2}) {
+    EXPECT_THAT(TryToGenerate(recipe_, run_.data().path(), {.beams = beams}),
+                FailsWith(ErrorKind::kNumeric, "sample 1000: the logits"));
+  }
+}
+
+TEST_F(GeneratorTest, RefusesBeamsThatTheVocabularyCannotServe) {
+  // llama-tiny has 256 tokens and names no end token: each step needs two candidates a beam.
+  EXPECT_THAT(TryToGenerate(recipe_, run_.data().path(), {.max_new_tokens = 1, .beams = 128}),
+              IsOk());
+  EXPECT_THAT(TryToGenerate(recipe_, run_.data().path(), {.max_new_tokens = 1, .beams = 129}),
+              FailsWith(ErrorKind::kRecipe, "generate.beams: found 129"));
+}
+
+TEST_F(GeneratorTest, NamesTheSampleWithoutAPrompt) {
+  const TempFolder folder;
+  testing::TinyDataset().Write(folder);  // sample 102 has no prompt
+  EXPECT_THAT(TryToGenerate(recipe_, folder.path(), {}),
+              FailsWith(ErrorKind::kInput, "prompt_lengths: sample 102 has 0"));
 }
 
 }  // namespace
