@@ -17,10 +17,13 @@ torch::Tensor Rational(const torch::Tensor& x, const torch::Tensor& a, const tor
   return above / (1 + below.abs());
 }
 
-void ParaGenerator::Prepare(const models::SiteInput& x, models::SiteContext& context) const {
-  const torch::Tensor scales = context.sequences == nullptr
-                                   ? Generate(x, context.batch->segments, context)
-                                   : GenerateOrRecall(x, context);
+void ParaGenerator::Prepare(const models::SiteInput& own, models::SiteContext& context) const {
+  // A decoder layer's prompt is the encoder's output over the source.
+  const bool reads_source = context.source.defined();
+  const models::SiteInput x = reads_source ? models::SiteInput{context.source, nullptr} : own;
+  const models::MicroBatch& batch = reads_source ? *context.batch->source : *context.batch;
+  const torch::Tensor scales = context.sequences == nullptr ? Generate(x, batch.segments, context)
+                                                            : GenerateOrRecall(x, context);
   int64_t begin = 0;
   for (size_t part = 0; part < options_.widths.size(); ++part) {
     context.scratch[{this, static_cast<int>(part)}] =

@@ -43,10 +43,11 @@ class ParaGenerator {
   ParaGenerator(ParaParameters parameters, ParaGeneratorOptions options)
       : parameters_(std::move(parameters)), options_(std::move(options)) {}
 
-  // Makes the scales of all samples from x.value (N, D) and leaves them in the context. In
+  // Makes the scales of all samples from own.value (N, D), in a decoder that reads an encoder from
+  // its output instead (methods.md 6), and leaves them in the context. In
   // generation a sequence's scales are made when it begins, from its whole prompt, and kept: the
   // prompt must come in one piece.
-  void Prepare(const models::SiteInput& x, models::SiteContext& context) const;
+  void Prepare(const models::SiteInput& own, models::SiteContext& context) const;
   // x.value (N, width of `part`) scaled by them, row by row. After Prepare.
   torch::Tensor Scale(size_t part, const models::SiteInput& x, models::SiteContext& context) const;
 

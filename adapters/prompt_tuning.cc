@@ -88,4 +88,18 @@ absl::Status PromptTuning::CheckPeftConfig(const nlohmann::json& config,
                                  ", but adapter.prompt_length is ", prompt_length_));
 }
 
+absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> PromptTuning::FromFolder(
+    const std::vector<SiteSpec>& /*matched*/, const nlohmann::json& config,
+    std::vector<std::pair<std::string, torch::Tensor>> folder, const std::string& origin) const {
+  GRAFT_ASSIGN_OR_RETURN(const int64_t submodules,
+                         GetIntOr(config, "num_transformer_submodules", 1, 1, 2, origin));
+  if (submodules == 1) return folder;
+  for (auto& [name, value] : folder) {
+    if (name == kPromptName && value.dim() == 2 && value.size(0) == submodules * prompt_length_) {
+      value = value.narrow(0, 0, prompt_length_).contiguous();
+    }
+  }
+  return folder;
+}
+
 }  // namespace graft::adapters

@@ -29,6 +29,12 @@ class PromptTuning : public Method {
                             const PeftContext& context) const override;
   absl::Status CheckPeftConfig(const nlohmann::json& config,
                                const std::string& origin) const override;
+  // The encoder's rows: huggingface/peft's folders for encoder-decoder models may hold as many for
+  // a decoder behind them, which its models never read.
+  absl::StatusOr<std::vector<std::pair<std::string, torch::Tensor>>> FromFolder(
+      const std::vector<models::SiteSpec>& matched, const nlohmann::json& config,
+      std::vector<std::pair<std::string, torch::Tensor>> folder,
+      const std::string& origin) const override;
 
  private:
   int64_t prompt_length_ = 10;

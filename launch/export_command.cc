@@ -21,7 +21,7 @@ std::string WithoutLastSlash(std::string path) {
 // The data set whose labels say what the task head's outputs are; null without a head.
 absl::StatusOr<std::shared_ptr<const trainer::Dataset>> OpenLabels(CommandContext& context) {
   const trainer::Recipe& recipe = context.recipe;
-  if (recipe.task.type == "causal_lm") return nullptr;
+  if (recipe.task.type == "causal_lm" || recipe.task.type == "seq2seq") return nullptr;
   const bool train = !recipe.data.train.empty();
   if (!train) {
     GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"data.eval"}, "export with a task head"));

@@ -26,9 +26,11 @@ absl::StatusOr<trainer::WorkShape> ReadWork(CommandContext& context,
   const trainer::DataSection& data = context.recipe.data;
   const int64_t row_length = data.packing ? data.row_length : 0;
   if (data.train.empty()) {
-    return trainer::WorkShape{.sequence_length =
-                                  row_length > 0 ? row_length
-                                                 : std::min(kDefaultLength, config.max_positions)};
+    // An encoder-decoder model: half of a sample is its target.
+    return trainer::WorkShape{
+        .sequence_length =
+            row_length > 0 ? row_length : std::min(kDefaultLength, config.max_positions),
+        .head_share = config.has_encoder() ? 0.5 : 1.0};
   }
   GRAFT_ASSIGN_OR_RETURN(const auto dataset, trainer::OpenData(context.recipe, data.train,
                                                                "data.train", context.world.all()));

@@ -5,6 +5,7 @@
 #include "models/architectures/gpt2.h"
 #include "models/architectures/llama.h"
 #include "models/architectures/roberta.h"
+#include "models/architectures/t5.h"
 #include "models/weights/expected_tensors.h"
 
 namespace graft::models {
@@ -23,6 +24,7 @@ const Family* FindFamily(const std::string& model_type) {
       {{"llama", "mistral", "qwen2"}, BuildLlama, ListLlamaSites},
       {{"gpt2"}, BuildGpt2, ListGpt2Sites},
       {{"roberta"}, BuildRoberta, ListRobertaSites},
+      {{"t5"}, BuildT5, ListT5Sites},
   };
   for (const Family& family : families) {
     for (const std::string& name : family.model_types) {
@@ -56,12 +58,17 @@ torch::Tensor Backbone::WordEmbeddings(const std::vector<int64_t>& ids) {
   for (const SiteSpec& site : ListSites(config_)) {
     if (site.id.role == Role::kEmbed) table->Add(site.id, keep);
   }
-  MicroBatch batch;
+  MicroBatch batch, decoder;
   batch.segments.push_back({.length = static_cast<int64_t>(ids.size())});
   batch.tokens = ids;
-  batch.positions.assign(ids.size(), 0);  // read behind the site; there may be more ids than positions
+  batch.positions.assign(ids.size(),
+                         0);  // read behind the site; there may be more ids than positions
   SiteContext context;
   context.batch = &batch;
+  if (config_.has_encoder()) {
+    decoder.source = std::make_shared<const MicroBatch>(std::move(batch));
+    context.batch = &decoder;
+  }
   torch::NoGradGuard no_grad;
   std::swap(sites_, table);
   Embed(context);

@@ -45,7 +45,8 @@ Names LlamaKeys(std::initializer_list<std::string> more) {
 }
 
 // Read for one family, or known to change nothing in it: GPT-2's summary_* belong to a head that is
-// not used here, its n_ctx repeats n_positions, and its dropouts are off.
+// not used here, its n_ctx repeats n_positions, and its dropouts are off. T5's n_positions is what
+// it was trained with; it has no limit.
 const Names& FamilyKeys(const std::string& model_type) {
   static const auto* const families = new std::map<std::string, Names>{
       {"llama", LlamaKeys({"attention_bias", "mlp_bias"})},
@@ -60,6 +61,12 @@ const Names& FamilyKeys(const std::string& model_type) {
        {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
         "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "hidden_act",
         "hidden_dropout_prob", "attention_probs_dropout_prob"}},
+      {"t5",
+       {"d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+        "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
+        "layer_norm_epsilon", "initializer_factor", "feed_forward_proj", "dense_act_fn",
+        "is_gated_act", "is_encoder_decoder", "scale_decoder_outputs", "n_positions",
+        "output_past"}},
   };
   return families->at(model_type);
 }
@@ -146,7 +153,8 @@ absl::Status CheckOtherKey(const std::string& key, const json& value, const std:
 absl::Status CheckConfigKeys(const json& config, const std::string& model_type,
                              const std::string& origin) {
   for (const FixedKey& fixed : FixedKeys()) {
-    if (HasValue(config, fixed.key) && config[fixed.key] != fixed.value) {
+    const bool is_read = FamilyKeys(model_type).count(fixed.key) > 0;
+    if (!is_read && HasValue(config, fixed.key) && config[fixed.key] != fixed.value) {
       return Refuse(origin, fixed.key,
                     absl::StrCat("found ", DescribeJson(config[fixed.key]), ", only ",
                                  fixed.value.dump(), " is supported"));

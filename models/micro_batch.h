@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace graft::models {
@@ -34,8 +35,13 @@ struct MicroBatch {
   std::vector<int64_t> labels;
   std::vector<float> values;
 
+  // Encoder-decoder models: the encoder's rows of the same samples, in the same order; the fields above are the decoder's. In each
+  // tensor that travels between stages the encoder's rows stand in front of the decoder's.
+  std::shared_ptr<const MicroBatch> source;
+
   bool has_task_labels() const { return !labels.empty() || !values.empty(); }
   int64_t num_rows() const { return segments.empty() ? 0 : segments.back().begin + segments.back().length; }
+  int64_t boundary_rows() const { return num_rows() + (source ? source->num_rows() : 0); }
 };
 
 }  // namespace graft::models

@@ -15,6 +15,7 @@
 #include "models/gpt2_config.h"
 #include "models/roberta_config.h"
 #include "models/rope_config.h"
+#include "models/t5_config.h"
 
 namespace graft::models {
 namespace {
@@ -219,7 +220,7 @@ struct ModelType {
 };
 constexpr ModelType kModelTypes[] = {
     {"llama", &ReadLlamaConfig}, {"mistral", &ReadLlamaConfig},   {"qwen2", &ReadLlamaConfig},
-    {"gpt2", &ReadGpt2Config},   {"roberta", &ReadRobertaConfig},
+    {"gpt2", &ReadGpt2Config},   {"roberta", &ReadRobertaConfig}, {"t5", &ReadT5Config},
 };
 
 absl::StatusOr<const ModelType*> FindModelType(const json& config, const std::string& origin) {

@@ -28,7 +28,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string model_type;      // "llama", "mistral", "qwen2", "gpt2", "roberta"
+  std::string model_type;      // "llama", "mistral", "qwen2", "gpt2", "roberta", "t5"
   std::string architecture;    // first of `architectures`, may be empty
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
@@ -50,8 +50,14 @@ struct ModelConfig {
   bool gated_ffn = true;       // act(gate) * up, else act(up)
   bool layer_norm = false;     // LayerNorm with a bias, else RMSNorm
   bool causal = true;          // false: an encoder, which sees in both directions and has no language-model head here
-  int64_t position_rows = 0;   // learned positions: rows of their table; 0 = rotary
+  int64_t position_rows = 0;   // learned positions: rows of their table; 0 = rotary or relative
   int64_t position_offset = 0; // row of the first position (RoBERTa: padding id + 1)
+  // Encoder-decoder models: the first layers, which are the encoder's; 0 = the model has no encoder of its own.
+  int64_t encoder_layers = 0;
+  int64_t relative_buckets = 0;       // relative position bias: rows of its table, one table for each stack
+  int64_t relative_max_distance = 0;  // from here on all distances share a row
+  bool scale_decoder_outputs = false; // times hidden_size^-0.5 in front of the head
+  int64_t decoder_start_token_id = 0; // first input of the decoder
   int64_t token_types = 0;     // rows of the token-type table; every token is of type 0
   RopeConfig rope;             // when position_rows is 0
   // 0 = full attention; else keys at distance >= window are masked. One entry per layer.
@@ -62,6 +68,8 @@ struct ModelConfig {
 
   int64_t q_width() const { return num_heads * head_dim; }
   int64_t kv_width() const { return num_kv_heads * head_dim; }
+  bool has_encoder() const { return encoder_layers > 0; }
+  bool is_decoder_layer(int64_t layer) const { return has_encoder() && layer >= encoder_layers; }
   // Tokens that one sequence may have: dynamic RoPE serves `factor` times the trained positions.
   int64_t longest_sequence() const {
     return rope.type == "dynamic" ? static_cast<int64_t>(static_cast<double>(max_positions) * rope.factor)

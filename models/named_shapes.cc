@@ -6,6 +6,7 @@
 #include "models/gpt2_config.h"
 #include "models/model_config.h"
 #include "models/roberta_config.h"
+#include "models/t5_config.h"
 
 namespace graft::models {
 namespace {
@@ -17,6 +18,7 @@ struct Shape {
   double theta, norm_eps;
   bool tied;
   double llama3_factor;  // 0 = no scaling
+  // T5: `layers` in each of its stacks; tied = v1.0, else v1.1.
 };
 
 // The published config.json files of these models; the tiny ones are for tests.
@@ -38,6 +40,12 @@ constexpr Shape kShapes[] = {
     {"roberta-tiny", "roberta", 64, 4, 4, 4, 256, 256, 256, 0, 1e-5, true, 0},
     {"roberta-base", "roberta", 768, 12, 12, 12, 3072, 50'265, 512, 0, 1e-5, true, 0},
     {"roberta-large", "roberta", 1024, 24, 16, 16, 4096, 50'265, 512, 0, 1e-5, true, 0},
+    {"t5-tiny", "t5", 64, 2, 4, 4, 128, 256, 0, 0, 1e-6, true, 0},
+    {"t5-v1_1-tiny", "t5", 64, 2, 4, 4, 128, 256, 0, 0, 1e-6, false, 0},
+    {"t5-small", "t5", 512, 6, 8, 8, 2048, 32'128, 0, 0, 1e-6, true, 0},
+    {"t5-base", "t5", 768, 12, 12, 12, 3072, 32'128, 0, 0, 1e-6, true, 0},
+    {"t5-large", "t5", 1024, 24, 16, 16, 4096, 32'128, 0, 0, 1e-6, true, 0},
+    {"t5-v1_1-base", "t5", 768, 12, 12, 12, 2048, 32'128, 0, 0, 1e-6, false, 0},
 };
 
 ModelConfig Expand(const Shape& shape) {
@@ -64,6 +72,17 @@ ModelConfig Expand(const Shape& shape) {
     config.position_offset = 2;
     config.position_rows = config.max_positions + config.position_offset;
     SetRobertaFacts(&config);
+    return config;
+  }
+  if (config.model_type == "t5") {
+    config.encoder_layers = shape.layers;
+    config.num_layers = 2 * shape.layers;
+    config.relative_buckets = 32;
+    config.relative_max_distance = 128;
+    config.gated_ffn = !shape.tied;
+    config.activation = shape.tied ? "relu" : "gelu_new";
+    config.scale_decoder_outputs = shape.tied;
+    SetT5Facts(&config);
     return config;
   }
   config.qkv_bias = config.model_type == "qwen2";

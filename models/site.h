@@ -62,6 +62,8 @@ struct SiteContext {
   const MicroBatch* batch = nullptr;
   bool training = false;   // dropout on
   int layer = 0;           // set by the layer before it calls its table
+  // Layers of a decoder that reads an encoder: the encoder's output, rows of batch->source. Else undefined.
+  torch::Tensor source;
   // Generation only, else null. A segment with a prompt_length begins its sequence here; one without goes on with it.
   SequenceStates* sequences = nullptr;
   // Scoring only: null = every edit shows. Must outlive the backward pass.

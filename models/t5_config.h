@@ -1,5 +1,5 @@
-// config.json of a T5 model: v1.0 (relu, tied and scaled head) and v1.1 (gated gelu, a head of its
-// own). Used by model_config.cc only.
+// T5's part of a config.json (v1.0, v1.1, FLAN-T5). Used by model_config.cc and named_shapes.cc
+// only.
 #pragma once
 
 #include <string>
@@ -11,12 +11,13 @@
 
 namespace graft::models {
 
+// What T5 fixes without a key: RMSNorm, no biases, one key-value head per head, no limit on
+// positions.
+void SetT5Facts(ModelConfig* config);
+
+// Sizes and numerics (d_model, num_layers, num_decoder_layers, ...). Errors: kind input naming the
+// key.
 absl::Status ReadT5Config(const nlohmann::json& config, const std::string& origin,
                           ModelConfig* out);
-// What the architecture fixes without a key, from the sizes that are set already.
-void SetT5Facts(ModelConfig* config);
-// transformers 5 writes tie_word_embeddings: true for v1.1 too, whose head is its own: whether the
-// folder has one decides. Nothing for other models, and for a folder without weights.
-absl::Status SettleT5Head(const std::string& folder, ModelConfig* config);
 
 }  // namespace graft::models

@@ -20,17 +20,52 @@ int64_t NormParameters(const ModelConfig& config) {
   return (config.layer_norm ? 2 : 1) * config.hidden_size;
 }
 
-// a / L of performance.md 1.1.
-double LayerAttentionFlop(const ModelConfig& config, int64_t sequence_length) {
-  return 2.0 * static_cast<double>(sequence_length) * static_cast<double>(config.q_width());
+// The four matrices of one attention.
+int64_t AttentionParameters(const ModelConfig& config) {
+  return 2 * config.hidden_size * (config.q_width() + config.kv_width());
+}
+
+// FLOP of one layer for one token: products with its weights, and of queries with keys and values.
+struct LayerFlop {
+  double matmul = 0, attention = 0;
+};
+
+LayerFlop FlopOf(const ModelConfig& config, int64_t layer, int64_t sequence_length,
+                 double head_share) {
+  const double s = static_cast<double>(sequence_length),
+               width = static_cast<double>(config.q_width());
+  const double matmul = 2.0 * static_cast<double>(LayerMatmulParameters(config, layer));
+  // Half of the keys are seen on average: a / L of performance.md 1.1.
+  if (!config.has_encoder()) return {matmul, 2.0 * s * width};
+  const double source = 1.0 - head_share, target = head_share;
+  if (!config.is_decoder_layer(layer)) return {source * matmul, source * 4.0 * s * source * width};
+  // Cross attention's keys and values are made of the input's tokens.
+  const double of_source =
+      4.0 * static_cast<double>(config.hidden_size) * static_cast<double>(config.kv_width());
+  return {target * (matmul - of_source) + source * of_source,
+          target * (2.0 * s * target + 4.0 * s * source) * width};
+}
+
+// Bytes that a layer keeps for its backward pass, for one token of the micro-batch.
+double KeptBytes(const ModelConfig& config, bool decoder, const MemoryShape& shape) {
+  const double lean =
+      static_cast<double>(LeanElementBytes(config, shape.element_bytes) + StatisticsBytes(config));
+  if (!config.has_encoder()) return lean;
+  const double source = 1.0 - shape.head_share, target = shape.head_share;
+  if (!decoder) return source * lean;
+  // Cross attention: residual, queries and output; keys and values of the input.
+  const double element = static_cast<double>(shape.element_bytes);
+  return target *
+             (lean + element * static_cast<double>(config.hidden_size + 2 * config.q_width())) +
+         source * element * 2.0 * static_cast<double>(config.kv_width());
 }
 
 }  // namespace
 
-int64_t LayerMatmulParameters(const ModelConfig& config) {
-  const int64_t h = config.hidden_size;
-  const int64_t attention = 2 * h * config.q_width() + 2 * h * config.kv_width();
-  return attention + (config.gated_ffn ? 3 : 2) * h * config.intermediate_size;
+int64_t LayerMatmulParameters(const ModelConfig& config, int64_t layer) {
+  const int64_t attentions = config.is_decoder_layer(layer) ? 2 : 1;
+  return attentions * AttentionParameters(config) +
+         (config.gated_ffn ? 3 : 2) * config.hidden_size * config.intermediate_size;
 }
 
 int64_t HeadMatmulParameters(const ModelConfig& config) {
@@ -39,16 +74,32 @@ int64_t HeadMatmulParameters(const ModelConfig& config) {
 }
 
 int64_t MatmulParameters(const ModelConfig& config) {
-  return config.num_layers * LayerMatmulParameters(config) + HeadMatmulParameters(config);
+  int64_t count = HeadMatmulParameters(config);
+  for (int64_t i = 0; i < config.num_layers; ++i) count += LayerMatmulParameters(config, i);
+  return count;
 }
 
-int64_t LayerParameters(const ModelConfig& config) {
-  int64_t count = LayerMatmulParameters(config) + 2 * NormParameters(config);
+int64_t LayerParameters(const ModelConfig& config, int64_t layer) {
+  const int64_t norms = config.is_decoder_layer(layer) ? 3 : 2;
+  int64_t count = LayerMatmulParameters(config, layer) + norms * NormParameters(config);
+  if (config.has_encoder()) {
+    // The first layer of a stack has its bias table, the last of the encoder the stack's norm.
+    if (layer == 0 || layer == config.encoder_layers) {
+      count += config.relative_buckets * config.num_heads;
+    }
+    if (layer == config.encoder_layers - 1) count += NormParameters(config);
+  }
   if (config.qkv_bias) count += config.q_width() + 2 * config.kv_width();
   if (config.attention_out_bias) count += config.hidden_size;
   if (config.mlp_bias) {
     count += (config.gated_ffn ? 2 : 1) * config.intermediate_size + config.hidden_size;
   }
+  return count;
+}
+
+int64_t LayersParameters(const ModelConfig& config, int64_t begin, int64_t end) {
+  int64_t count = 0;
+  for (int64_t i = begin; i < end; ++i) count += LayerParameters(config, i);
   return count;
 }
 
@@ -61,25 +112,29 @@ int64_t HeadParameters(const ModelConfig& config) {
   return config.causal ? NormParameters(config) + HeadMatmulParameters(config) : 0;
 }
 
-double LayerForwardFlop(const ModelConfig& config, int64_t sequence_length) {
-  return 2.0 * static_cast<double>(LayerMatmulParameters(config)) +
-         LayerAttentionFlop(config, sequence_length);
+double LayerForwardFlop(const ModelConfig& config, int64_t layer, int64_t sequence_length,
+                        double head_share) {
+  const LayerFlop flop = FlopOf(config, layer, sequence_length, head_share);
+  return flop.matmul + flop.attention;
 }
 
-double LayerBackwardFlop(const ModelConfig& config, int64_t sequence_length) {
-  return 2.0 * static_cast<double>(LayerMatmulParameters(config)) +
-         2.5 * LayerAttentionFlop(config, sequence_length);
+double LayerBackwardFlop(const ModelConfig& config, int64_t layer, int64_t sequence_length,
+                         double head_share) {
+  const LayerFlop flop = FlopOf(config, layer, sequence_length, head_share);
+  return flop.matmul + 2.5 * flop.attention;
 }
 
 double TrainingFlopPerToken(const ModelConfig& config, const WorkShape& work) {
-  const double layers = static_cast<double>(config.num_layers);
-  const double trained =
-      std::clamp(layers - static_cast<double>(work.first_trained_layer), 0.0, layers);
-  const double forward = LayerForwardFlop(config, work.sequence_length);
-  const double head = 4.0 * static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
-  const double again = work.recompute ? trained * forward : 0.0;
-  return layers * forward + trained * LayerBackwardFlop(config, work.sequence_length) + again +
-         head + 6.0 * static_cast<double>(work.adapter_parameters);
+  double flop = 4.0 * static_cast<double>(HeadMatmulParameters(config)) * work.head_share +
+                6.0 * static_cast<double>(work.adapter_parameters);
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    const double forward = LayerForwardFlop(config, i, work.sequence_length, work.head_share);
+    flop += forward;
+    if (i < work.first_trained_layer) continue;
+    flop += LayerBackwardFlop(config, i, work.sequence_length, work.head_share) +
+            (work.recompute ? forward : 0.0);
+  }
+  return flop;
 }
 
 int64_t LeanElementBytes(const ModelConfig& config, int64_t element_bytes) {
@@ -97,9 +152,14 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   const double width = static_cast<double>(config.hidden_size);
   RankMemory memory;
 
-  double matmul = part.layers * static_cast<double>(LayerMatmulParameters(config));
-  double other =
-      part.layers * static_cast<double>(LayerParameters(config) - LayerMatmulParameters(config));
+  // Layers of one kind are alike but for a bias table and a norm, which count as those of layer 0.
+  const int64_t a_decoder = config.num_layers - 1;
+  const auto of_kinds = [&part](int64_t first, int64_t decoder) {
+    return (part.layers - part.decoder_layers) * static_cast<double>(first) +
+           part.decoder_layers * static_cast<double>(decoder);
+  };
+  double matmul = of_kinds(LayerMatmulParameters(config), LayerMatmulParameters(config, a_decoder));
+  double other = of_kinds(LayerParameters(config), LayerParameters(config, a_decoder)) - matmul;
   if (part.embed) other += static_cast<double>(EmbeddingParameters(config));
   // A tied table that this rank has already loaded for the embedding is there once, unless its
   // products have a form of their own; a task head counts with the adapter.
@@ -112,14 +172,16 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
 
   memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);
 
-  const double lean =
-      static_cast<double>(LeanElementBytes(config, shape.element_bytes) + StatisticsBytes(config));
-  const double trained_per_chunk = static_cast<double>(part.trained_layers) / part.chunks;
+  const int trained_first = part.trained_layers - part.trained_decoder_layers;
+  const double first = KeptBytes(config, false, shape), decoder = KeptBytes(config, true, shape);
   if (shape.recompute) {
-    memory.activations = part.in_flight * tokens * trained_per_chunk * element * width +
-                         (part.trained_layers > 0 ? tokens * lean : 0.0);
+    memory.activations =
+        part.in_flight * tokens * part.trained_layers / part.chunks * element * width +
+        tokens * std::max(trained_first > 0 ? first : 0.0,
+                          part.trained_decoder_layers > 0 ? decoder : 0.0);
   } else {
-    memory.activations = part.in_flight * tokens * trained_per_chunk * lean;
+    memory.activations = part.in_flight * tokens / part.chunks *
+                         (trained_first * first + part.trained_decoder_layers * decoder);
   }
   if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
   if (part.head && config.causal) {

@@ -13,19 +13,25 @@
 
 namespace graft::sharding {
 
-// Parameters that take part in matrix products.
-int64_t LayerMatmulParameters(const models::ModelConfig& config);
+// Parameters that take part in matrix products. Layers differ in encoder-decoder models only.
+int64_t LayerMatmulParameters(const models::ModelConfig& config, int64_t layer = 0);
 int64_t HeadMatmulParameters(const models::ModelConfig& config);  // h V, also when tied
 int64_t MatmulParameters(const models::ModelConfig& config);      // P
 // With norms and biases: what a stage loads.
-int64_t LayerParameters(const models::ModelConfig& config);
+int64_t LayerParameters(const models::ModelConfig& config, int64_t layer = 0);
+// Of layers [begin, end).
+int64_t LayersParameters(const models::ModelConfig& config, int64_t begin, int64_t end);
 int64_t EmbeddingParameters(const models::ModelConfig& config);
 int64_t HeadParameters(const models::ModelConfig& config);  // final norm + LM head; encoder: 0
 
 // FLOP of one layer for one token at sequence length S; the causal half of attention is counted.
-double LayerForwardFlop(const models::ModelConfig& config, int64_t sequence_length);
+// Of an encoder-decoder model S and the tokens are those of input and target together, `head_share`
+// of them the target's: an encoder's layer runs on the others only.
+double LayerForwardFlop(const models::ModelConfig& config, int64_t layer, int64_t sequence_length,
+                        double head_share);
 // Input gradients only: frozen weights have no weight gradient.
-double LayerBackwardFlop(const models::ModelConfig& config, int64_t sequence_length);
+double LayerBackwardFlop(const models::ModelConfig& config, int64_t layer, int64_t sequence_length,
+                         double head_share);
 
 struct WorkShape {
   int64_t sequence_length = 0;     // S
@@ -49,6 +55,8 @@ int64_t StatisticsBytes(const models::ModelConfig& config);
 struct RankPart {
   int layers = 0;
   int trained_layers = 0;  // those that keep activations for a backward pass
+  int decoder_layers = 0;  // of `layers`, those of a decoder that reads an encoder
+  int trained_decoder_layers = 0;
   int chunks = 1;
   bool embed = false;
   bool head = false;
@@ -60,6 +68,7 @@ struct RankPart {
 struct MemoryShape {
   int64_t element_bytes = 4;       // E of the frozen weights and activations
   int64_t micro_batch_tokens = 0;  // T
+  double head_share = 1.0;         // encoder-decoder models: the target's share of T
   bool recompute = false;
   bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
   bool boundaries = false;    // more than one stage

@@ -123,7 +123,7 @@ class Executor::Run {
       const Op& op = ops_[receives_[next_receive_++]];
       const int64_t width = stage_.backbone(op.chunk).config().hidden_size;
       transfers_.Post(InputOf(op),
-                      at::empty({Batch(op).num_rows(), width},
+                      at::empty({Batch(op).boundary_rows(), width},
                                 torch::TensorOptions(options_.dtype).device(options_.device)));
     }
   }

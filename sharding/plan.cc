@@ -26,11 +26,14 @@ struct PartCosts {
 
 PartCosts CostsOf(const models::ModelConfig& config, int first_trained_layer, bool any_trainable,
                   const PlanOptions& options) {
-  const double unit = LayerForwardFlop(config, options.sequence_length);
+  const auto flop = [&](int layer) {
+    return LayerForwardFlop(config, layer, options.sequence_length, options.head_share);
+  };
+  const double unit = flop(0);
   const double trained = options.recompute ? 3.0 : 2.0;
   PartCosts costs;
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    costs.layers.push_back(layer >= first_trained_layer ? trained : 1.0);
+    costs.layers.push_back((layer >= first_trained_layer ? trained : 1.0) * flop(layer) / unit);
   }
   costs.embed =
       kFlopPerByte * kEmbeddingElementBytes * static_cast<double>(config.hidden_size) / unit;

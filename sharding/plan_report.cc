@@ -20,14 +20,15 @@ PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const Stage
                 const PlanWork& work) {
   const double tokens = static_cast<double>(work.micro_batch_tokens);
   const double adapters = static_cast<double>(part.trainable_parameters);
-  const int trained =
-      std::max(0, part.end_layer() - std::max(part.first_layer, plan.first_trained_layer));
-  const double layer_forward = LayerForwardFlop(config, work.sequence_length);
   PartWork flop;
-  flop.forward = part.num_layers * layer_forward + 2.0 * adapters;
-  if (part.backward) {
-    flop.backward = trained * LayerBackwardFlop(config, work.sequence_length) + 4.0 * adapters;
-    if (work.recompute) flop.backward += trained * layer_forward;
+  flop.forward = 2.0 * adapters;
+  if (part.backward) flop.backward = 4.0 * adapters;
+  for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
+    const double forward = LayerForwardFlop(config, layer, work.sequence_length, work.head_share);
+    flop.forward += forward;
+    if (!part.backward || layer < plan.first_trained_layer) continue;
+    flop.backward += LayerBackwardFlop(config, layer, work.sequence_length, work.head_share);
+    if (work.recompute) flop.backward += forward;
   }
   // The loss makes the hidden state's gradient in the forward pass.
   if (part.head) {
@@ -44,7 +45,7 @@ int64_t FrozenParameters(const models::ModelConfig& config, const Plan& plan, in
   bool embed = false;
   for (const StageChunk& part : plan.parts) {
     if (part.stage != stage) continue;
-    count += part.num_layers * LayerParameters(config);
+    count += LayersParameters(config, part.first_layer, part.end_layer());
     if (part.embed) count += EmbeddingParameters(config);
     embed = embed || part.embed;
     if (part.head) {
@@ -55,15 +56,20 @@ int64_t FrozenParameters(const models::ModelConfig& config, const Plan& plan, in
   return count;
 }
 
-RankPart PartOfRank(const Plan& plan, int stage, int in_flight) {
+RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int stage, int in_flight) {
   RankPart part;
   part.chunks = plan.chunks;
   part.in_flight = in_flight;
   for (const StageChunk& chunk : plan.parts) {
     if (chunk.stage != stage) continue;
     part.layers += chunk.num_layers;
-    part.trained_layers +=
-        std::max(0, chunk.end_layer() - std::max(chunk.first_layer, plan.first_trained_layer));
+    for (int layer = chunk.first_layer; layer < chunk.end_layer(); ++layer) {
+      const int trained = layer >= plan.first_trained_layer ? 1 : 0;
+      part.trained_layers += trained;
+      if (!config.is_decoder_layer(layer)) continue;
+      ++part.decoder_layers;
+      part.trained_decoder_layers += trained;
+    }
     part.embed = part.embed || chunk.embed;
     part.head = part.head || chunk.head;
     part.adapter_parameters += chunk.trainable_parameters;
@@ -111,6 +117,7 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   MemoryShape shape;
   shape.element_bytes = work.element_bytes;
   shape.micro_batch_tokens = work.micro_batch_tokens;
+  shape.head_share = work.head_share;
   shape.recompute = work.recompute;
   shape.packed_twice = work.packed_twice;
   shape.boundaries = plan.stages > 1;
@@ -118,7 +125,7 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
     stage.frozen_parameters = FrozenParameters(config, plan, index);
-    stage.memory = MemoryOfRank(config, PartOfRank(plan, index, stage.in_flight), shape);
+    stage.memory = MemoryOfRank(config, PartOfRank(config, plan, index, stage.in_flight), shape);
     estimate.step_flop += work.data * stage.flop;
   }
   const double tokens = static_cast<double>(work.data) * work.micro_batches *
@@ -150,8 +157,8 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
                           Bytes(memory.activations), Bytes(memory.boundaries), Bytes(memory.head),
                           Bytes(memory.total()), plan.StageCost(index));
   }
-  const int64_t total = config.num_layers * LayerParameters(config) + EmbeddingParameters(config) +
-                        HeadParameters(config) -
+  const int64_t total = LayersParameters(config, 0, config.num_layers) +
+                        EmbeddingParameters(config) + HeadParameters(config) -
                         (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0);
   absl::StrAppendFormat(&text, "parameters  %d trainable of %d frozen (%.4f %%)\n", trainable,
                         total, 100.0 * static_cast<double>(trainable) / static_cast<double>(total));

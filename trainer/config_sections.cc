@@ -32,7 +32,8 @@ void ModelSection::Visit(FieldVisitor& v) {
 }
 
 void TaskSection::Visit(FieldVisitor& v) {
-  v.Text({"type", "what is learnt"}, &type, {"causal_lm", "classification", "regression"});
+  v.Text({"type", "what is learnt"}, &type,
+         {"causal_lm", "classification", "regression", "seq2seq"});
 }
 
 void DataSection::Visit(FieldVisitor& v) {

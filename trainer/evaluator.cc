@@ -31,7 +31,8 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
     std::vector<models::MicroBatch> batches;
     for (size_t i = begin; i < std::min(share.size(), begin + kMicroBatchesPerRun); ++i) {
       batches.push_back(Collate(data, share[i], /*step=*/0, static_cast<int64_t>(i),
-                                model.method().virtual_rows()));
+                                model.method().virtual_rows(),
+                                model.config().decoder_start_token_id));
       mine.samples += static_cast<double>(share[i].size());
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));

@@ -40,6 +40,9 @@ void AddShape(const models::ModelConfig& config, std::string* text) {
   AddLine("model type", config.model_type, text);
   if (!config.architecture.empty()) AddLine("architecture", Printable(config.architecture), text);
   AddLine("layers", config.num_layers, text);
+  if (config.has_encoder()) {
+    AddLine("encoder layers", absl::StrCat(config.encoder_layers, ", the first"), text);
+  }
   AddLine("hidden size", config.hidden_size, text);
   AddLine("attention heads",
           absl::StrCat(config.num_heads, " of width ", config.head_dim, ", ", config.num_kv_heads,
@@ -47,8 +50,17 @@ void AddShape(const models::ModelConfig& config, std::string* text) {
           text);
   AddLine("inner size", config.intermediate_size, text);
   AddLine("vocabulary", config.vocab_size, text);
-  AddLine("positions", config.max_positions, text);
-  if (config.position_rows > 0) {
+  if (config.has_encoder()) {
+    AddLine("positions",
+            absl::StrCat("without limit, relative: ", config.relative_buckets,
+                         " buckets up to a distance of ", config.relative_max_distance),
+            text);
+  } else {
+    AddLine("positions", config.max_positions, text);
+  }
+  if (config.has_encoder()) {
+    AddLine("decoder start token", config.decoder_start_token_id, text);
+  } else if (config.position_rows > 0) {
     AddLine("position table", absl::StrCat(config.position_rows, " learned rows"), text);
   } else {
     AddLine("rotary embedding", DescribeRope(config.rope), text);

@@ -71,16 +71,40 @@ absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe) {
 }
 
 std::string PeftTaskType(const Recipe& recipe) {
+  if (recipe.task.type == "seq2seq") return "SEQ_2_SEQ_LM";
   return recipe.task.type == "causal_lm" ? "CAUSAL_LM" : "SEQ_CLS";
+}
+
+// Which tasks a family has.
+absl::Status CheckTask(const Recipe& recipe, const models::ModelConfig& config) {
+  const std::string& task = recipe.task.type;
+  if (config.has_encoder() && task != "seq2seq") {
+    return Unsupported("task.type", task,
+                       absl::StrCat("seq2seq for model_type ", config.model_type,
+                                    ", which has no task head here: say the label as text"));
+  }
+  if (!config.has_encoder() && task == "seq2seq") {
+    return Unsupported("task.type", task,
+                       absl::StrCat(config.causal ? "causal_lm, " : "",
+                                    "classification, regression for model_type ", config.model_type,
+                                    ", which has no encoder and decoder"));
+  }
+  if (!config.causal && task == "causal_lm") {
+    return Unsupported(
+        "task.type", task,
+        absl::StrCat("classification, regression for model_type ", config.model_type));
+  }
+  if (task == "seq2seq" && recipe.data.packing) {
+    return RecipeError(
+        "data.packing: found true, task seq2seq has no rows of one length; allowed: "
+        "false");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::ModelConfig& config,
                                             int64_t outputs) {
-  if (!config.causal && recipe.task.type == "causal_lm") {
-    return Unsupported(
-        "task.type", recipe.task.type,
-        absl::StrCat("classification, regression for model_type ", config.model_type));
-  }
+  GRAFT_RETURN_IF_ERROR(CheckTask(recipe, config));
   AdapterChoice choice;
   const std::string name = recipe.adapter.method.empty() ? "none" : recipe.adapter.method;
   GRAFT_ASSIGN_OR_RETURN(choice.method, adapters::NewMethod(name));

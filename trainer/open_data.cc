@@ -80,8 +80,14 @@ WorkShape WorkShapeOf(const Dataset& data, int64_t row_length) {
   const DatasetInfo& info = data.info();
   WorkShape work;
   work.sequence_length = row_length > 0 ? row_length : data.longest();
+  int64_t tokens = info.num_tokens;
+  if (info.kind == DataKind::kSeq2Seq) {
+    tokens += info.num_trained_tokens;
+    for (int64_t i = 0; i < data.size(); ++i)
+      work.sequence_length = std::max(work.sequence_length, data.total_tokens(i));
+  }
   work.head_share = static_cast<double>(info.num_trained_tokens) /
-                    static_cast<double>(std::max<int64_t>(1, info.num_tokens));
+                    static_cast<double>(std::max<int64_t>(1, tokens));
   if (info.kind == DataKind::kClassification)
     work.outputs = static_cast<int64_t>(info.labels.size());
   if (info.kind == DataKind::kRegression) work.outputs = 1;

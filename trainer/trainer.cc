@@ -88,9 +88,9 @@ std::vector<models::MicroBatch> Trainer::CollateStep() {
   std::vector<models::MicroBatch> micro_batches;
   for (const std::vector<int64_t>& samples :
        batches_->MicroBatches(state_.step, model_->data_rank())) {
-    micro_batches.push_back(Collate(*train_data_, samples, state_.step + 1,
-                                    static_cast<int64_t>(micro_batches.size()),
-                                    model_->method().virtual_rows()));
+    micro_batches.push_back(
+        Collate(*train_data_, samples, state_.step + 1, static_cast<int64_t>(micro_batches.size()),
+                model_->method().virtual_rows(), model_->config().decoder_start_token_id));
   }
   return micro_batches;
 }

@@ -119,21 +119,26 @@ std::unique_ptr<KvCache> LayerStack::NewKvCache() const {
   return std::make_unique<StackKvCache>(static_cast<size_t>(range_.num_layers));
 }
 
-torch::Tensor LayerStack::RunLayers(torch::Tensor h, SiteContext& context, KvCache* cache,
-                                    const LayerBody& body) const {
+torch::Tensor LayerStack::RunLayers(torch::Tensor h, size_t begin, size_t end, SiteContext& context,
+                                    KvCache* cache, const LayerBody& body) const {
   auto* kv = static_cast<StackKvCache*>(cache);
-  for (size_t i = 0; i < static_cast<size_t>(range_.num_layers); ++i) {
+  for (size_t i = begin; i < end; ++i) {
     LayerKvCache* layer_cache = kv == nullptr ? nullptr : &kv->layers[i];
     context.layer = range_.first_layer + static_cast<int>(i);
     if (context.layer < context.first_layer || context.layer >= context.end_layer) continue;
-    const bool has_backward = h.requires_grad() || sites_->HasLayer(context.layer);
+    const bool source_has_backward = context.source.defined() && context.source.requires_grad();
+    const bool has_backward =
+        h.requires_grad() || source_has_backward || sites_->HasLayer(context.layer);
     if (options_.recompute && cache == nullptr && has_backward) {
       // The recomputation outlives this call, so it brings its own context.
-      const SiteContext entry = context;
-      h = Recomputed(h, [body, i, entry](const torch::Tensor& x) {
-        SiteContext again = entry;
-        return body(i, x, again, nullptr);
-      });
+      SiteContext entry = context;
+      entry.source = torch::Tensor();
+      h = Recomputed(h, context.source,
+                     [body, i, entry](const torch::Tensor& x, const torch::Tensor& source) {
+                       SiteContext again = entry;
+                       again.source = source;
+                       return body(i, x, again, nullptr);
+                     });
     } else {
       h = body(i, h, context, layer_cache);
     }

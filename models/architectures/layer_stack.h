@@ -68,8 +68,14 @@ class LayerStack : public Backbone {
   // D). Copied where layers are recomputed: it holds tensors by value.
   using LayerBody =
       std::function<torch::Tensor(size_t, torch::Tensor, SiteContext&, LayerKvCache*)>;
+  // All layers of the range.
   torch::Tensor RunLayers(torch::Tensor h, SiteContext& context, KvCache* cache,
-                          const LayerBody& body) const;
+                          const LayerBody& body) const {
+    return RunLayers(std::move(h), 0, static_cast<size_t>(range_.num_layers), context, cache, body);
+  }
+  // Layers [begin, end) of the range.
+  torch::Tensor RunLayers(torch::Tensor h, size_t begin, size_t end, SiteContext& context,
+                          KvCache* cache, const LayerBody& body) const;
   // The state that stands for each sample, (S, D). Here: its last row, behind the final norm.
   virtual torch::Tensor Pool(const torch::Tensor& h, const MicroBatch& batch) const;
   // A linear with the hooks of its site.

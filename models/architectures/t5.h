@@ -1,11 +1,6 @@
-// T5 (Raffel et al. 2020, arXiv 1910.10683): an encoder and a decoder, RMSNorm in front of each block,
-// relative position biases, attention scores without scaling; v1.0 (relu, tied and scaled head) and
-// v1.1 (gated gelu, a head of its own). Reads top to bottom in t5.cc.
-//
-// Layers 0 .. encoder_layers - 1 are the encoder's. The hidden state holds the encoder's rows and behind
-// them the decoder's (MicroBatch::decoder); an encoder layer leaves the decoder's rows as they are, a
-// decoder layer the encoder's, which are then the encoder's final output. So every stage boundary
-// carries one tensor, and gradients of all decoder layers add up in the encoder's rows.
+// T5 (arXiv 1910.10683): v1.0 with a ReLU feed-forward and a tied, scaled head; v1.1 and FLAN-T5
+// with a gated one and a head of their own. Layers 0..Le-1 are the encoder's, Le..Le+Ld-1 the
+// decoder's. Reads top to bottom in t5.cc.
 #pragma once
 
 #include <memory>

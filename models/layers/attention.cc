@@ -54,7 +54,7 @@ torch::Tensor RunKernel(const torch::Tensor& q, const torch::Tensor& k, const to
 }
 
 struct AttentionCall {
-  std::vector<Segment> segments;
+  std::vector<Segment> segments, key_segments;
   AttentionShape shape;
 };
 
@@ -63,7 +63,8 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
   static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& q,
                                const torch::Tensor& k, const torch::Tensor& v,
                                const std::shared_ptr<AttentionCall>& call) {
-    const AttentionResult result = AttentionForward(q, k, v, call->segments, call->shape);
+    const AttentionResult result =
+        AttentionForward(q, k, v, call->segments, call->key_segments, call->shape);
     context->save_for_backward({q, k, v, result.out, result.log_sum_exp});
     SaveState(context, call);
     return result.out;
@@ -73,9 +74,9 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                                                  torch::autograd::variable_list dy) {
     const auto saved = context->get_saved_variables();
     const AttentionCall& call = SavedState<AttentionCall>(context);
-    const auto [dq, dk, dv] =
-        AttentionBackward(dy[0].contiguous(), saved[0], saved[1], saved[2],
-                          {.out = saved[3], .log_sum_exp = saved[4]}, call.segments, call.shape);
+    const auto [dq, dk, dv] = AttentionBackward(dy[0].contiguous(), saved[0], saved[1], saved[2],
+                                                {.out = saved[3], .log_sum_exp = saved[4]},
+                                                call.segments, call.key_segments, call.shape);
     return {dq, dk, dv, {}};
   }
 };
@@ -84,7 +85,14 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
 
 torch::Tensor Attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const std::vector<Segment>& segments, const AttentionShape& shape) {
-  auto call = std::make_shared<AttentionCall>(AttentionCall{segments, shape});
+  return CrossAttention(q, k, v, segments, segments, shape);
+}
+
+torch::Tensor CrossAttention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                             const std::vector<Segment>& segments,
+                             const std::vector<Segment>& key_segments,
+                             const AttentionShape& shape) {
+  auto call = std::make_shared<AttentionCall>(AttentionCall{segments, key_segments, shape});
   return AttentionFunction::apply(q, k, v, call);
 }
 

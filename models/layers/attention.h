@@ -1,9 +1,11 @@
-// Self-attention over the segments of a micro-batch, causal or in both directions. Never crosses
-// segments; keeps q, k, v, the output and the log-sum-exp.
+// Attention over the segments of a micro-batch: of each to itself, causal or in both directions, or
+// of a decoder's to the encoder's rows of the same sample. Never crosses samples; keeps q, k, v,
+// the output and the log-sum-exp.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include <torch/types.h>
@@ -13,18 +15,33 @@
 
 namespace graft::models {
 
+// What is added to the scores by head and distance = key - query (T5, arXiv 1910.10683).
+struct RelativeBias {
+  int64_t reach = 0;          // distances beyond it have the value of +-reach
+  std::vector<float> values;  // (heads, 2 reach + 1)
+  // Of a head: [distance], -reach to reach.
+  const float* Of(int64_t head) const { return values.data() + head * (2 * reach + 1) + reach; }
+};
+
 struct AttentionShape {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t sliding_window = 0;  // 0 = full; else a key at distance >= window is not seen
   bool causal = true;          // false: every key is seen, and sliding_window must be 0
+  float scale = 0;             // of the scores; 0 = 1 / sqrt(head_dim)
+  std::shared_ptr<const RelativeBias> bias = nullptr;  // null = none
 };
 
 // q (N, heads * head_dim), k and v (N, kv_heads * head_dim), after RoPE -> (N, heads * head_dim).
 // Differentiable. Each group of heads / kv_heads query heads shares one key-value head.
 torch::Tensor Attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const std::vector<Segment>& segments, const AttentionShape& shape);
+// The same with k and v of other rows: segment i of the queries sees all of key segment i, which
+// has at least one row. Not causal.
+torch::Tensor CrossAttention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                             const std::vector<Segment>& segments,
+                             const std::vector<Segment>& key_segments, const AttentionShape& shape);
 
 // Keys and values of one layer for running sequences, by sequence id.
 class LayerKvCache {

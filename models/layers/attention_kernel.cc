@@ -77,7 +77,7 @@ class HeadRows {
 // Which keys the queries of a block see.
 struct Visible {
   const AttentionShape& shape;
-  int64_t length;  // of the segment
+  int64_t length;  // of the key segment
 
   int64_t First(int64_t query) const {
     return shape.sliding_window > 0 ? std::max<int64_t>(0, query - shape.sliding_window + 1) : 0;
@@ -87,8 +87,19 @@ struct Visible {
   bool Any(int64_t query, int64_t query_end, int64_t key, int64_t key_end) const {
     return key < End(query_end - 1) && key_end > First(query);
   }
-  // scores: row `query - first_query`, column `key - first_key`; hides what is not seen, and the
-  // padding up to `columns`.
+  // scores: row `query - first_query`, column `key - first_key`; adds the bias by distance.
+  void AddBias(float* scores, int64_t head, int64_t query, int64_t query_end, int64_t key,
+               int64_t columns) const {
+    if (shape.bias == nullptr) return;
+    const float* const by_distance = shape.bias->Of(head);
+    const int64_t reach = shape.bias->reach;
+    for (int64_t i = query; i < query_end; ++i) {
+      float* row = scores + (i - query) * kBlock;
+      for (int64_t j = 0; j < columns; ++j)
+        row[j] += by_distance[std::clamp(key + j - i, -reach, reach)];
+    }
+  }
+  // Hides what is not seen, and the padding up to `columns`.
   void Hide(float* scores, int64_t query, int64_t query_end, int64_t key, int64_t columns) const {
     for (int64_t i = query; i < query_end; ++i) {
       float* row = scores + (i - query) * kBlock;
@@ -115,14 +126,16 @@ using Scores = std::vector<float>;
 // Work of the layer, dealt out as (segment, head) pairs.
 struct Task {
   const Segment* segment;
+  const Segment* keys;
   int64_t head;
 };
 
-std::vector<Task> Tasks(const std::vector<Segment>& segments, int64_t heads) {
+std::vector<Task> Tasks(const std::vector<Segment>& segments,
+                        const std::vector<Segment>& key_segments, int64_t heads) {
   std::vector<Task> tasks;
-  for (const Segment& segment : segments) {
-    for (int64_t head = 0; segment.length > 0 && head < heads; ++head)
-      tasks.push_back({&segment, head});
+  for (size_t i = 0; i < segments.size(); ++i) {
+    for (int64_t head = 0; segments[i].length > 0 && head < heads; ++head)
+      tasks.push_back({&segments[i], &key_segments[i], head});
   }
   return tasks;
 }
@@ -135,7 +148,7 @@ void ForEachTask(const std::vector<Task>& tasks, const Body& body) {
 }
 
 float ScoreScale(const AttentionShape& shape) {
-  return 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  return shape.scale > 0 ? shape.scale : 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
 }
 
 // One query head of one segment, forward.
@@ -146,15 +159,17 @@ class ForwardHead {
       : d_(shape.head_dim),
         segment_(*task.segment),
         head_(task.head),
+        keys_segment_(*task.keys),
         layout_(d_, segment_.length),
-        visible_{shape, segment_.length},
+        key_layout_(d_, keys_segment_.length),
+        visible_{shape, keys_segment_.length},
         scores_(kBlock * kBlock) {
     const int64_t kv_head = head_ / (shape.num_heads / shape.num_kv_heads);
     layout_.Read(q, head_, d_, segment_, ScoreScale(shape), &q_);
     std::vector<float> keys;
-    layout_.Read(k, kv_head, d_, segment_, 1.0f, &keys);
-    layout_.Transpose(keys, &keys_);
-    layout_.Read(v, kv_head, d_, segment_, 1.0f, &values_);
+    key_layout_.Read(k, kv_head, d_, keys_segment_, 1.0f, &keys);
+    key_layout_.Transpose(keys, &keys_);
+    key_layout_.Read(v, kv_head, d_, keys_segment_, 1.0f, &values_);
   }
 
   void Run(AttentionResult* result) {
@@ -166,8 +181,8 @@ class ForwardHead {
       std::fill(out.begin(), out.end(), 0.0f);
       std::fill(top_, top_ + kBlock, kHidden);
       std::fill(sum_, sum_ + kBlock, 0.0f);
-      for (int64_t key = 0; key < segment_.length; key += kBlock) {
-        const Block keys = BlockAt(key, segment_.length);
+      for (int64_t key = 0; key < keys_segment_.length; key += kBlock) {
+        const Block keys = BlockAt(key, keys_segment_.length);
         if (visible_.Any(queries.begin, queries.end, keys.begin, keys.end))
           AddKeys(queries, keys, &out);
       }
@@ -184,8 +199,9 @@ class ForwardHead {
   void AddKeys(const Block& queries, const Block& keys, std::vector<float>* out) {
     const int64_t step = layout_.step();
     SmallGemm({q_.data() + queries.begin * step, step, 1}, keys_.data() + keys.begin,
-              layout_.transposed_step(), scores_.data(), kBlock, queries.rows(), keys.columns(), d_,
-              /*add=*/false);
+              key_layout_.transposed_step(), scores_.data(), kBlock, queries.rows(), keys.columns(),
+              d_, /*add=*/false);
+    visible_.AddBias(scores_.data(), head_, queries.begin, queries.end, keys.begin, keys.columns());
     visible_.Hide(scores_.data(), queries.begin, queries.end, keys.begin, keys.columns());
     for (int64_t i = 0; i < queries.count(); ++i) {
       float* row = scores_.data() + i * kBlock;
@@ -209,7 +225,8 @@ class ForwardHead {
   const int64_t d_;
   const Segment& segment_;
   const int64_t head_;
-  const HeadRows layout_;
+  const Segment& keys_segment_;
+  const HeadRows layout_, key_layout_;
   const Visible visible_;
   std::vector<float> q_, keys_, values_;  // scaled queries; keys transposed
   Scores scores_;
@@ -218,7 +235,7 @@ class ForwardHead {
 
 // Gradients of keys and values by query head: the heads of a group add up afterwards, in order.
 struct HeadGradients {
-  torch::Tensor dk, dv;  // (N, H d) float32
+  torch::Tensor dk, dv;  // (M, H d) float32
 };
 
 // One query head of one segment, backward.
@@ -231,19 +248,21 @@ class BackwardHead {
         scale_(ScoreScale(shape)),
         segment_(*task.segment),
         head_(task.head),
+        keys_segment_(*task.keys),
         layout_(d_, segment_.length),
-        visible_{shape, segment_.length},
+        key_layout_(d_, keys_segment_.length),
+        visible_{shape, keys_segment_.length},
         scores_(kBlock * kBlock),
         gradients_(kBlock * kBlock),
         lse_(forward.log_sum_exp.const_data_ptr<float>() + head_ * forward.log_sum_exp.size(1) +
              segment_.begin) {
     const int64_t kv_head = head_ / (shape.num_heads / shape.num_kv_heads);
     layout_.Read(q, head_, d_, segment_, scale_, &q_);
-    layout_.Read(k, kv_head, d_, segment_, 1.0f, &keys_);
-    layout_.Transpose(keys_, &keys_t_);
+    key_layout_.Read(k, kv_head, d_, keys_segment_, 1.0f, &keys_);
+    key_layout_.Transpose(keys_, &keys_t_);
     std::vector<float> values, out;
-    layout_.Read(v, kv_head, d_, segment_, 1.0f, &values);
-    layout_.Transpose(values, &values_t_);
+    key_layout_.Read(v, kv_head, d_, keys_segment_, 1.0f, &values);
+    key_layout_.Transpose(values, &values_t_);
     layout_.Read(dout, head_, d_, segment_, 1.0f, &dout_);
     layout_.Read(forward.out, head_, d_, segment_, 1.0f, &out);
     delta_.resize(static_cast<size_t>(RoundUp(segment_.length, kBlock)));
@@ -257,8 +276,8 @@ class BackwardHead {
     const int64_t step = layout_.step();
     std::vector<float> dq_rows(static_cast<size_t>(layout_.floats()), 0.0f);
     std::vector<float> dk(static_cast<size_t>(kBlock * step)), dv(dk.size());
-    for (int64_t key = 0; key < segment_.length; key += kBlock) {
-      const Block keys = BlockAt(key, segment_.length);
+    for (int64_t key = 0; key < keys_segment_.length; key += kBlock) {
+      const Block keys = BlockAt(key, keys_segment_.length);
       std::fill(dk.begin(), dk.end(), 0.0f);
       std::fill(dv.begin(), dv.end(), 0.0f);
       for (int64_t query = 0; query < segment_.length; query += kBlock) {
@@ -266,8 +285,8 @@ class BackwardHead {
         if (visible_.Any(queries.begin, queries.end, keys.begin, keys.end))
           AddBlock(queries, keys, &dq_rows, &dk, &dv);
       }
-      WriteHead(dk.data(), step, sums.dk, head_, d_, segment_.begin + key, keys.count());
-      WriteHead(dv.data(), step, sums.dv, head_, d_, segment_.begin + key, keys.count());
+      WriteHead(dk.data(), step, sums.dk, head_, d_, keys_segment_.begin + key, keys.count());
+      WriteHead(dv.data(), step, sums.dv, head_, d_, keys_segment_.begin + key, keys.count());
     }
     rows::Scale(dq_rows.data(), scale_, layout_.floats());
     WriteHead(dq_rows.data(), step, dq, head_, d_, segment_.begin, segment_.length);
@@ -278,10 +297,11 @@ class BackwardHead {
                 std::vector<float>* dk, std::vector<float>* dv) {
     const int64_t step = layout_.step(), columns = keys.columns();
     const float *q = q_.data() + queries.begin * step, *dout = dout_.data() + queries.begin * step;
-    SmallGemm({q, step, 1}, keys_t_.data() + keys.begin, layout_.transposed_step(), scores_.data(),
-              kBlock, queries.rows(), columns, d_, /*add=*/false);
+    SmallGemm({q, step, 1}, keys_t_.data() + keys.begin, key_layout_.transposed_step(),
+              scores_.data(), kBlock, queries.rows(), columns, d_, /*add=*/false);
+    visible_.AddBias(scores_.data(), head_, queries.begin, queries.end, keys.begin, columns);
     visible_.Hide(scores_.data(), queries.begin, queries.end, keys.begin, columns);
-    SmallGemm({dout, step, 1}, values_t_.data() + keys.begin, layout_.transposed_step(),
+    SmallGemm({dout, step, 1}, values_t_.data() + keys.begin, key_layout_.transposed_step(),
               gradients_.data(), kBlock, queries.rows(), columns, d_, /*add=*/false);
     for (int64_t i = 0; i < queries.count(); ++i) {
       float* p = scores_.data() + i * kBlock;
@@ -304,14 +324,15 @@ class BackwardHead {
   const float scale_;
   const Segment& segment_;
   const int64_t head_;
-  const HeadRows layout_;
+  const Segment& keys_segment_;
+  const HeadRows layout_, key_layout_;
   const Visible visible_;
   std::vector<float> q_, keys_, keys_t_, values_t_, dout_, delta_;  // q_ is scaled
   Scores scores_, gradients_;
   const float* lse_;
 };
 
-// (N, H d) float32 -> (N, G d): the heads of a group in order.
+// (M, H d) float32 -> (M, G d): the heads of a group in order.
 torch::Tensor SumGroups(const torch::Tensor& by_head, const AttentionShape& shape,
                         torch::Dtype dtype) {
   const int64_t group = shape.num_heads / shape.num_kv_heads;
@@ -326,10 +347,11 @@ torch::Tensor SumGroups(const torch::Tensor& by_head, const AttentionShape& shap
 
 AttentionResult AttentionForward(const torch::Tensor& q, const torch::Tensor& k,
                                  const torch::Tensor& v, const std::vector<Segment>& segments,
+                                 const std::vector<Segment>& key_segments,
                                  const AttentionShape& shape) {
   AttentionResult result{at::empty_like(q),
                          at::empty({shape.num_heads, q.size(0)}, torch::kFloat32)};
-  ForEachTask(Tasks(segments, shape.num_heads),
+  ForEachTask(Tasks(segments, key_segments, shape.num_heads),
               [&](const Task& task) { ForwardHead(q, k, v, shape, task).Run(&result); });
   return result;
 }
@@ -338,11 +360,13 @@ std::array<torch::Tensor, 3> AttentionBackward(const torch::Tensor& dout, const 
                                                const torch::Tensor& k, const torch::Tensor& v,
                                                const AttentionResult& forward,
                                                const std::vector<Segment>& segments,
+                                               const std::vector<Segment>& key_segments,
                                                const AttentionShape& shape) {
   const auto by_head = torch::TensorOptions(torch::kFloat32);
-  const HeadGradients sums{at::empty(q.sizes(), by_head), at::empty(q.sizes(), by_head)};
+  const HeadGradients sums{at::empty({k.size(0), q.size(1)}, by_head),
+                           at::empty({k.size(0), q.size(1)}, by_head)};
   const torch::Tensor dq = at::empty_like(q);
-  ForEachTask(Tasks(segments, shape.num_heads), [&](const Task& task) {
+  ForEachTask(Tasks(segments, key_segments, shape.num_heads), [&](const Task& task) {
     BackwardHead(dout, q, k, v, forward, shape, task).Run(dq, sums);
   });
   return {dq, SumGroups(sums.dk, shape, k.scalar_type()),

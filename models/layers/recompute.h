@@ -8,9 +8,10 @@
 
 namespace graft::models {
 
-// h (N, D) -> body(h). Gradients of parameters inside `body` are accumulated into their .grad
-// during the backward pass.
-torch::Tensor Recomputed(const torch::Tensor& h,
-                         std::function<torch::Tensor(const torch::Tensor&)> body);
+// h (N, D) -> body(h, source). `source` is what else the layer reads, or undefined. Gradients of
+// parameters inside `body` are accumulated into their .grad during the backward pass.
+using RecomputeBody =
+    std::function<torch::Tensor(const torch::Tensor& h, const torch::Tensor& source)>;
+torch::Tensor Recomputed(const torch::Tensor& h, const torch::Tensor& source, RecomputeBody body);
 
 }  // namespace graft::models

@@ -6,24 +6,36 @@
 
 namespace graft::models {
 
-torch::Tensor BucketsOfDistances(int64_t reach, const RelativeBuckets& rule) {
-  const torch::Tensor distances = at::arange(-reach, reach + 1, torch::kInt64);
-  const int64_t buckets = rule.both_directions ? rule.buckets / 2 : rule.buckets;
-  const torch::Tensor ahead = distances.gt(0).to(torch::kInt64) * buckets;
-  const torch::Tensor size = rule.both_directions ? distances.abs() : distances.clamp_max(0).neg();
-  // The first half of the buckets is exact, the second logarithmic; in float32, as the reference.
+torch::Tensor RelativeBuckets(const torch::Tensor& distance, bool bidirectional, int64_t buckets,
+                              int64_t max_distance) {
+  torch::Tensor first = at::zeros_like(distance), apart = -distance.clamp_max(0);
+  if (bidirectional) {
+    buckets /= 2;
+    first = distance.gt(0).to(torch::kInt64) * buckets;
+    apart = distance.abs();
+  }
   const int64_t exact = buckets / 2;
-  const torch::Tensor logarithmic =
-      exact + (at::log(size.to(torch::kFloat32) / static_cast<double>(exact)) /
-               std::log(static_cast<double>(rule.max_distance) / static_cast<double>(exact)) *
-               static_cast<double>(buckets - exact))
-                  .to(torch::kInt64);
-  const torch::Tensor bucket = at::where(size.lt(exact), size, logarithmic.clamp_max(buckets - 1));
-  return rule.both_directions ? bucket + ahead : bucket;
+  // In float32 and in this order, so that a distance on the edge of a bucket falls where HF puts
+  // it.
+  const torch::Tensor growth =
+      at::log(apart.to(torch::kFloat32) / exact) /
+      std::log(static_cast<double>(max_distance) / static_cast<double>(exact)) * (buckets - exact);
+  // A distance of 0 has no logarithm; it is one of the exact ones.
+  const torch::Tensor far = (exact + growth.clamp_min(0).to(torch::kInt64)).clamp_max(buckets - 1);
+  return first + at::where(apart.lt(exact), apart, far);
 }
 
-torch::Tensor RelativeBias(const torch::Tensor& table, int64_t reach, const RelativeBuckets& rule) {
-  return table.to(torch::kFloat32).index_select(0, BucketsOfDistances(reach, rule)).t().contiguous();
+std::shared_ptr<const RelativeBias> MakeRelativeBias(const torch::Tensor& table, bool bidirectional,
+                                                     int64_t max_distance) {
+  const torch::Tensor distance = at::arange(-max_distance, max_distance + 1, torch::kInt64);
+  const torch::Tensor rows = RelativeBuckets(distance, bidirectional, table.size(0), max_distance);
+  const torch::Tensor values =
+      table.to(torch::kFloat32).index_select(0, rows).t().contiguous();  // (heads, distances)
+  auto bias = std::make_shared<RelativeBias>();
+  bias->reach = max_distance;
+  bias->values.assign(values.const_data_ptr<float>(),
+                      values.const_data_ptr<float>() + values.numel());
+  return bias;
 }
 
 }  // namespace graft::models

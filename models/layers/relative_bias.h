@@ -1,24 +1,26 @@
-// T5's relative position bias (Raffel et al. 2020, arXiv 1910.10683, section 2.1): one learned number
-// per head and bucket of distances, added to the attention scores.
+// T5's relative position bias: a table (buckets, heads) that a whole stack shares, read by the
+// distance of key and query (arXiv 1910.10683, section 2.1; buckets as in HF transformers). Used by
+// architectures/t5.cc.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include <torch/types.h>
 
+#include "models/layers/attention.h"
+
 namespace graft::models {
 
-struct RelativeBuckets {
-  int64_t buckets = 32;
-  int64_t max_distance = 128;  // distances from here on share the last bucket
-  bool both_directions = true;  // the encoder's; false: keys behind the query share bucket 0
-};
+// Bucket of each distance key - query (int64). An encoder (`bidirectional`) has half of the buckets
+// for keys behind the query; a decoder gives all later keys, which it never sees, bucket 0. Half of
+// the buckets of a direction stand for one distance each, the others grow by a factor up to
+// max_distance.
+torch::Tensor RelativeBuckets(const torch::Tensor& distance, bool bidirectional, int64_t buckets,
+                              int64_t max_distance);
 
-// (2 reach + 1) int64: the bucket of each distance key - query = -reach .. reach.
-torch::Tensor BucketsOfDistances(int64_t reach, const RelativeBuckets& rule);
-
-// table (buckets, heads) -> (heads, 2 reach + 1) float32, as BiasedAttention takes it.
-// Differentiable in the table.
-torch::Tensor RelativeBias(const torch::Tensor& table, int64_t reach, const RelativeBuckets& rule);
+// table (buckets, heads), any float dtype -> what attention adds by head and distance.
+std::shared_ptr<const RelativeBias> MakeRelativeBias(const torch::Tensor& table, bool bidirectional,
+                                                     int64_t max_distance);
 
 }  // namespace graft::models

@@ -87,6 +87,53 @@ void AddRoberta(const ModelConfig& config, ShapeMap* shapes) {
   }
 }
 
+void AddT5Attention(const ModelConfig& config, const std::string& name, ShapeMap* shapes) {
+  for (const char* part : {".q", ".k", ".v"}) {
+    AddLinear(name + part, config.hidden_size, config.q_width(), false, shapes);
+  }
+  AddLinear(name + ".o", config.q_width(), config.hidden_size, false, shapes);
+}
+
+void AddT5Layer(const ModelConfig& config, const std::string& prefix, bool decoder,
+                ShapeMap* shapes) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  AddT5Attention(config, prefix + "0.SelfAttention", shapes);
+  if (decoder) AddT5Attention(config, prefix + "1.EncDecAttention", shapes);
+  const std::string last = absl::StrCat(prefix, decoder ? 2 : 1);
+  for (int part = 0; part <= (decoder ? 2 : 1); ++part) {
+    (*shapes)[absl::StrCat(prefix, part, ".layer_norm.weight")] = {width};
+  }
+  const std::string ffn = last + ".DenseReluDense.";
+  if (config.gated_ffn) {
+    AddLinear(ffn + "wi_0", width, inner, false, shapes);
+    AddLinear(ffn + "wi_1", width, inner, false, shapes);
+  } else {
+    AddLinear(ffn + "wi", width, inner, false, shapes);
+  }
+  AddLinear(ffn + "wo", inner, width, false, shapes);
+}
+
+void AddT5(const ModelConfig& config, ShapeMap* shapes) {
+  (*shapes)["shared.weight"] = {config.vocab_size, config.hidden_size};
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const bool decoder = config.is_decoder_layer(layer);
+    const std::string stack = decoder ? "decoder" : "encoder";
+    const int64_t number = decoder ? layer - config.encoder_layers : layer;
+    AddT5Layer(config, absl::StrCat(stack, ".block.", number, ".layer."), decoder, shapes);
+    if (number > 0) continue;
+    (*shapes)[stack + ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = {
+        config.relative_buckets, config.num_heads};
+    (*shapes)[stack + ".final_layer_norm.weight"] = {config.hidden_size};
+  }
+}
+
+// Copies of the shared embedding and, in old folders, a table that cross attention does not use.
+bool MayBeExtraInT5(const ModelConfig& config, const std::string& name) {
+  return name == "encoder.embed_tokens.weight" || name == "decoder.embed_tokens.weight" ||
+         name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight" ||
+         (config.tie_word_embeddings && name == "lm_head.weight");
+}
+
 // Heads and the pooler, of which only the task head is used, and the position numbers of old
 // folders.
 bool MayBeExtraInRoberta(const std::string& name) {
@@ -107,6 +154,7 @@ bool MayBeExtra(const ModelConfig& config, const std::string& name) {
     return true;
   }
   if (config.model_type == "roberta") return MayBeExtraInRoberta(name);
+  if (config.model_type == "t5") return MayBeExtraInT5(config, name);
   return absl::EndsWith(name, ".rotary_emb.inv_freq") || name == "score.weight" ||
          (config.tie_word_embeddings && name == "lm_head.weight");
 }
@@ -128,6 +176,8 @@ ShapeMap ExpectedTensors(const ModelConfig& config) {
     AddGpt2(config, &shapes);
   } else if (config.model_type == "roberta") {
     AddRoberta(config, &shapes);
+  } else if (config.model_type == "t5") {
+    AddT5(config, &shapes);
   } else {
     AddLlama(config, &shapes);
   }

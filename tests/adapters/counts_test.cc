@@ -1,8 +1,11 @@
 // Trainable parameters against the numbers of methods.md 13, from site lists alone.
 #include <ostream>
+#include <tuple>
 
 #include <gtest/gtest.h>
 
+#include "base/status.h"
+#include "models/backbone.h"
 #include "tests/adapters/testing.h"
 
 namespace graft::adapters {
@@ -93,6 +96,29 @@ INSTANTIATE_TEST_SUITE_P(
         LopaOfLength(100, 1'782'672),
         // RoBERTa-base widths: RED++ edits five vectors of 768 a layer.
         Row{"12 x 768", 12, 768, 768, 3072, "red", kRedPlusPlus, 92'160}));
+
+// T5-base: roles differ between the stacks, so its own sites.
+TEST(CountsOfT5Base, EqualTheTable) {
+  const auto sites = models::ListSites(ValueOrThrow(models::NamedShape("t5-base")));
+  const std::tuple<const char*, FieldList, int64_t> rows[] = {
+      {"lora", {}, 589'824},
+      {"lora", kAllRank8, 3'244'032},
+      {"lora", {{"sites", "[attn.q, attn.v, cross.q, cross.v]"}, {"rank", "8"}}, 884'736},
+      {"ia3", {}, 110'592},
+      {"ia3", {{"sites", "[attn.k, attn.v, ffn.down, cross.k, cross.v]"}}, 129'024},
+      {"red", {}, 36'864},
+      {"para", {}, 1'548'288},
+      {"prompt_tuning", {}, 7'680},
+      {"prompt_tuning", {{"prompt_length", "100"}}, 76'800},
+      {"idpg", {}, 2'170'624},
+      {"lopa", {}, 1'201'192}};
+  for (const auto& [name, fields, expected] : rows) {
+    const auto method = MethodWith(name, fields);
+    const auto matched = method->MatchSites(sites);
+    ASSERT_TRUE(matched.ok()) << name << ": " << matched.status();
+    EXPECT_EQ(method->CountParameters(*matched), expected) << name;
+  }
+}
 
 }  // namespace
 }  // namespace graft::adapters

@@ -12,6 +12,7 @@
 #include "models/backbone.h"
 #include "models/gpt2_config.h"
 #include "models/roberta_config.h"
+#include "models/t5_config.h"
 #include "models/weights/weight_source.h"
 
 namespace graft::models {
@@ -42,6 +43,13 @@ ModelConfig TinyConfig(const std::string& model_type, int64_t layers, int64_t hi
     c.position_offset = 2;
     c.position_rows = c.max_positions + 2;
     SetRobertaFacts(&c);
+  }
+  if (model_type == "t5") {
+    c.activation = "gelu_new";
+    c.encoder_layers = layers / 2;
+    c.relative_buckets = 8;
+    c.relative_max_distance = 10;
+    SetT5Facts(&c);
   }
   return c;
 }
@@ -291,6 +299,11 @@ TEST(Backbones, ParameterCountOfTheRealModels) {
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("gpt2-large"))), 774030080);
   // RobertaModel(add_pooling_layer=False).
   EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("roberta-base"))), 124055040);
+  // T5ForConditionalGeneration; v1.1 has a head of its own.
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("t5-small"))), 60506624);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("t5-base"))), 222903552);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("t5-large"))), 737668096);
+  EXPECT_EQ(CountParameters(ValueOrThrow(NamedShape("t5-v1_1-base"))), 247577856);
 }
 
 TEST(Backbones, Gpt2OffersTheThirdsOfItsFusedProjection) {
@@ -343,6 +356,77 @@ TEST(Backbones, RobertaSeesInBothDirectionsInsideASampleAlone) {
   const Tensor a = run(batch), b = run(changed);
   EXPECT_FALSE(at::equal(a[0], b[0]));
   EXPECT_TRUE(at::equal(a.narrow(0, 6, 4), b.narrow(0, 6, 4)));
+}
+
+MicroBatch MakePairs(const std::vector<int64_t>& inputs, const std::vector<int64_t>& targets) {
+  MicroBatch batch = MakeBatch(targets);
+  batch.source = std::make_shared<const MicroBatch>(MakeBatch(inputs));
+  return batch;
+}
+
+TEST(Backbones, T5InPartsAndRecomputedIsTheSame) {
+  const ModelConfig config = TinyConfig("t5", 4);
+  const MicroBatch batch = MakePairs({6, 14}, {9, 4});
+  const auto whole = BuildWhole(config), again = BuildWhole(config, /*recompute=*/true);
+  // Cuts inside the encoder and inside the decoder.
+  const auto first = Build(config, {0, 1, true, false}),
+             middle = Build(config, {1, 2, false, false}),
+             last = Build(config, {3, 1, false, true});
+  SiteContext context;
+  context.batch = &batch;
+  Tensor h = first->Layers(first->Embed(context), context);
+  EXPECT_EQ(h.size(0), batch.boundary_rows());
+  h = last->Layers(middle->Layers(h, context), context);
+  const double parts = last->LossSum(h, context).item<double>();
+  EXPECT_EQ(parts, Loss(*whole, batch));
+  const Tensor vector = HookEveryLayer(*whole, Role::kAttnV, 64);
+  const Tensor other = HookEveryLayer(*again, Role::kAttnV, 64);
+  for (Backbone* model : {whole.get(), again.get()}) {
+    torch::autograd::backward(
+        {model->LossSum(model->Layers(model->Embed(context), context), context)}, {});
+  }
+  EXPECT_GT(vector.grad().abs().max().item<float>(), 0.0f);
+  EXPECT_TRUE(at::allclose(vector.grad(), other.grad(), 1e-4, 1e-6));
+}
+
+TEST(Backbones, T5SamplesOfABatchNeverMix) {
+  const auto model = BuildWhole(TinyConfig("t5", 4));
+  const MicroBatch together = MakePairs({6, 14}, {9, 4});
+  double alone = 0;
+  for (const size_t s : {0u, 1u}) {
+    const auto only = [s](const MicroBatch& from) {
+      const Segment segment = from.segments[s];
+      MicroBatch one;
+      one.segments = {{segment.sample_id, 0, segment.length, 1}};
+      for (int64_t t = 0; t < segment.length; ++t) {
+        one.tokens.push_back(from.tokens[static_cast<size_t>(segment.begin + t)]);
+        one.positions.push_back(t);
+        if (t == 0) continue;
+        one.target_rows.push_back(t - 1);
+        one.target_ids.push_back(one.tokens.back());
+      }
+      return one;
+    };
+    MicroBatch one = only(together);
+    one.source = std::make_shared<const MicroBatch>(only(*together.source));
+    alone += Loss(*model, one);
+  }
+  EXPECT_NEAR(Loss(*model, together), alone, 1e-6 * alone);
+}
+
+TEST(Backbones, T5SitesOfBothStacks) {
+  const ModelConfig config = TinyConfig("t5", 4);
+  std::set<std::string> modules;
+  for (const SiteSpec& site : ListSites(config)) {
+    if (IsLinear(site.id.role)) modules.insert(site.module);
+  }
+  EXPECT_EQ(modules.size(), 2u * 7u + 2u * 11u);
+  EXPECT_EQ(modules.count("encoder.block.1.layer.1.DenseReluDense.wi_1"), 1u);
+  EXPECT_EQ(modules.count("decoder.block.0.layer.1.EncDecAttention.k"), 1u);
+  EXPECT_EQ(modules.count("decoder.block.1.layer.2.DenseReluDense.wo"), 1u);
+  const auto model = BuildWhole(config);
+  const std::vector<int64_t> ids = {5, 0, 100};
+  EXPECT_EQ(model->WordEmbeddings(ids).size(0), 3);
 }
 
 }  // namespace

@@ -10,9 +10,11 @@
 #include "models/layers/activation.h"
 #include "models/layers/attention.h"
 #include "models/layers/frozen_linear.h"
+#include "models/layers/geglu.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/layer_norm.h"
 #include "models/layers/recompute.h"
+#include "models/layers/relative_bias.h"
 #include "models/layers/rms_norm.h"
 #include "models/layers/rope.h"
 #include "models/layers/row_kernels.h"
@@ -243,6 +245,64 @@ TEST_F(LayersTest, AttentionStaysInsideSegments) {
   }
 }
 
+TEST_F(LayersTest, AttentionWithARelativeBiasAndAnotherScale) {
+  // Longer than a block of the kernel and than the reach of the bias.
+  const int64_t heads = 2, d = 8, n = 70, reach = 5;
+  auto bias = std::make_shared<RelativeBias>();
+  bias->reach = reach;
+  const Tensor values = at::randn({heads, 2 * reach + 1});
+  bias->values.assign(values.const_data_ptr<float>(),
+                      values.const_data_ptr<float>() + values.numel());
+  const Tensor q = Random({n, heads * d}), k = Random({n, heads * d}), v = Random({n, heads * d});
+  const Tensor distance = (at::arange(n).unsqueeze(0) - at::arange(n).unsqueeze(1));
+  for (const bool causal : {false, true}) {
+    const AttentionShape shape{heads, heads, d, 0, causal, 1.0f, bias};
+    Tensor scores =
+        at::einsum("ihd,jhd->hij", {q.view({n, heads, d}), k.view({n, heads, d})}) +
+        values.index_select(1, distance.clamp(-reach, reach).flatten() + reach).view({heads, n, n});
+    if (causal) scores = scores.masked_fill(distance.gt(0), -1e30);
+    const Tensor want = at::einsum("hij,jhd->ihd", {at::softmax(scores, -1), v.view({n, heads, d})})
+                            .reshape({n, heads * d});
+    ExpectSame(Attention(q, k, v, {{0, 0, n, 0}}, shape), want, {q, k, v}, 5e-6);
+  }
+}
+
+TEST_F(LayersTest, CrossAttentionReadsTheKeysOfItsOwnSample) {
+  const int64_t heads = 2, d = 8, length = 3, longest = 80;
+  const std::vector<Segment> queries = {{0, 0, 5, 0}, {1, 5, 66, 0}};
+  const std::vector<Segment> keys = {{0, 0, longest, 0}, {1, longest, length, 0}};
+  const Tensor q = Random({71, heads * d}), k = Random({longest + length, heads * d}),
+               v = Random({longest + length, heads * d});
+  const AttentionShape shape{heads, heads, d, 0, /*causal=*/false};
+  std::vector<Tensor> samples;
+  for (size_t s = 0; s < queries.size(); ++s) {
+    const auto rows = [&](const Tensor& x, const Segment& segment) {
+      return x.narrow(0, segment.begin, segment.length).view({segment.length, heads, d});
+    };
+    const Tensor scores =
+        at::einsum("ihd,jhd->hij", {rows(q, queries[s]), rows(k, keys[s])}) / std::sqrt(8.0);
+    samples.push_back(at::einsum("hij,jhd->ihd", {at::softmax(scores, -1), rows(v, keys[s])})
+                          .reshape({queries[s].length, heads * d}));
+  }
+  ExpectSame(CrossAttention(q, k, v, queries, keys, shape), at::cat(samples), {q, k, v}, 5e-6);
+}
+
+TEST_F(LayersTest, RelativeBucketsAreThoseOfT5) {
+  // Made with HF's _relative_position_bucket for distances -20, -8, -3, -1, 0, 1, 2, 7, 20.
+  const Tensor distance = at::tensor({-20, -8, -3, -1, 0, 1, 2, 7, 20}, at::kLong);
+  EXPECT_TRUE(at::equal(RelativeBuckets(distance, true, 8, 20),
+                        at::tensor({3, 3, 2, 1, 0, 5, 6, 7, 7}, at::kLong)));
+  EXPECT_TRUE(at::equal(RelativeBuckets(distance, false, 8, 20),
+                        at::tensor({7, 5, 3, 1, 0, 0, 0, 0, 0}, at::kLong)));
+}
+
+TEST_F(LayersTest, GeGluHasTheGradientsOfItsFormula) {
+  const Tensor gate = Random({4, 6}), up = Random({4, 6});
+  ExpectSame(GeGlu(gate, up).value, at::gelu(gate, "tanh") * up, {gate, up}, 1e-6);
+  const SiteInput y = GeGlu(gate, up);
+  EXPECT_TRUE(at::equal(y.rebuilder->Get(), y.value.detach()));
+}
+
 TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
   for (const int64_t window : {0, 3}) {
     const AttentionShape shape{4, 2, 8, window};
@@ -319,19 +379,28 @@ TEST_F(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
 
 TEST_F(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
   const Tensor h = Random({4, 6}), inside = Random({6});
-  const auto body = [&](const Tensor& x) { return at::tanh(x * inside).pow(2); };
-  const Tensor want = body(h);
+  const Tensor source = Random({6});
+  const auto body = [&](const Tensor& x, const Tensor& other) {
+    const Tensor y = at::tanh(x * inside).pow(2);
+    return other.defined() ? y * other : y;
+  };
+  const Tensor want = body(h, Tensor());
   const Tensor seed = at::randn_like(want);
   const auto expected = torch::autograd::grad({want}, {h, inside}, {seed});
-  const Tensor got = Recomputed(h, body);
+  const Tensor got = Recomputed(h, Tensor(), body);
   torch::autograd::backward({got}, {seed});
   EXPECT_TRUE(at::equal(h.grad(), expected[0]));
   EXPECT_TRUE(at::equal(inside.grad(), expected[1]));
   // A frozen input: only the parameter gets a gradient.
   const Tensor frozen = h.detach();
-  torch::autograd::backward({Recomputed(frozen, body)}, {seed});
+  torch::autograd::backward({Recomputed(frozen, Tensor(), body)}, {seed});
   EXPECT_FALSE(frozen.grad().defined());
   EXPECT_TRUE(at::allclose(inside.grad(), 2 * expected[1]));
+  // What else the layer reads has its gradient too.
+  const Tensor both = body(frozen, source);
+  const auto of_source = torch::autograd::grad({both}, {source}, {seed});
+  torch::autograd::backward({Recomputed(frozen, source, body)}, {seed});
+  EXPECT_TRUE(at::equal(source.grad(), of_source[0]));
 }
 
 }  // namespace

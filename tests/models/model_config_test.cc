@@ -115,6 +115,69 @@ TEST(ModelConfigTest, Roberta) {
   EXPECT_FALSE(config->tie_word_embeddings);
 }
 
+// The config of google-t5/t5-base as published, without its task_specific_params.
+constexpr char kT5[] = R"({
+  "architectures": ["T5ForConditionalGeneration"], "d_ff": 3072, "d_kv": 64, "d_model": 768,
+  "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "initializer_factor": 1.0,
+  "is_encoder_decoder": true, "layer_norm_epsilon": 1e-06, "model_type": "t5", "n_positions": 512,
+  "num_heads": 12, "num_layers": 12, "output_past": true, "pad_token_id": 0,
+  "relative_attention_num_buckets": 32, "vocab_size": 32128})";
+
+TEST(ModelConfigTest, T5) {
+  const auto config = ParseModelConfig(kT5, "config.json");
+  ASSERT_THAT(config, IsOk());
+  EXPECT_EQ(config->encoder_layers, 12);
+  EXPECT_EQ(config->num_layers, 24);
+  EXPECT_EQ(config->q_width(), 768);
+  EXPECT_EQ(config->relative_max_distance, 128);
+  EXPECT_TRUE(config->causal);
+  EXPECT_FALSE(config->gated_ffn);
+  EXPECT_EQ(config->activation, "relu");
+  EXPECT_TRUE(config->tie_word_embeddings);
+  EXPECT_TRUE(config->scale_decoder_outputs);
+  EXPECT_FALSE(config->is_decoder_layer(11));
+  EXPECT_TRUE(config->is_decoder_layer(12));
+}
+
+// v1.1 as transformers 4 (tie_word_embeddings false) and 5 (scale_decoder_outputs false) write it.
+TEST(ModelConfigTest, T5HeadIsUntiedAndUnscaledTogether) {
+  for (const char* key : {"tie_word_embeddings", "scale_decoder_outputs"}) {
+    json config = json::parse(kT5);
+    config["tie_word_embeddings"] = true;
+    config[key] = false;
+    config["feed_forward_proj"] = "gated-gelu";
+    config["dense_act_fn"] = "gelu_new";
+    config["is_gated_act"] = true;
+    config["num_decoder_layers"] = 3;
+    const auto parsed = Parse(config);
+    ASSERT_THAT(parsed, IsOk());
+    EXPECT_FALSE(parsed->tie_word_embeddings) << key;
+    EXPECT_FALSE(parsed->scale_decoder_outputs) << key;
+    EXPECT_TRUE(parsed->gated_ffn);
+    EXPECT_EQ(parsed->num_layers, 15);
+  }
+}
+
+TEST(ModelConfigTest, T5RefusesWhatWouldChangeTheMathematics) {
+  const std::pair<const char*, json> changes[] = {{"is_encoder_decoder", false},
+                                                  {"feed_forward_proj", "gated-silu"},
+                                                  {"dense_act_fn", "gelu"},
+                                                  {"is_gated_act", true},
+                                                  {"relative_attention_num_buckets", 3},
+                                                  {"relative_attention_num_buckets", 256},
+                                                  {"relative_attention_max_distance", 1'000'000},
+                                                  {"num_layers", 0},
+                                                  {"d_kv", -1},
+                                                  {"decoder_start_token_id", 32128},
+                                                  {"hidden_size", 768}};
+  for (const auto& [key, value] : changes) {
+    json config = json::parse(kT5);
+    config[key] = value;
+    EXPECT_FALSE(Parse(config).ok()) << key;
+    EXPECT_EQ(KindOf(Parse(config).status()), ErrorKind::kInput) << key;
+  }
+}
+
 TEST(ModelConfigTest, RobertaRefusesWhatWouldChangeTheMathematics) {
   const std::pair<const char*, json> changes[] = {
       {"is_decoder", true},           {"position_embedding_type", "relative_key"},

@@ -1,15 +1,17 @@
 """What graft writes is what HF reads: adapters load in PEFT, merged models in transformers, with the same logits."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import prepared_data
 import reference
 from compare import LOGITS_ABSOLUTE, LOSS_RELATIVE, logits_difference, relative
-from graft_program import Golden, attempt, data_folder, recipe, run
+from graft_program import Golden, attempt, data_folder, metrics, recipe, run
 from variants import NUM_LABELS
 
 
@@ -31,12 +33,23 @@ MERGED = [
     "roberta_red",
     "roberta_headless_red",
     "gpt2_lora_score",
+    "t5_lora",
+    "t5_ia3",
+    "t5_v1_1_red",
 ]
 TRAINED = MERGED + ["roberta_prompt_tuning", "gpt2_prompt_tuning_score", "roberta_idpg"]
 
 
+def task_of(golden):
+    return golden.numbers["case"]["task"]
+
+
+def evaluation_samples(golden):
+    return prepared_data.read(data_folder(task_of(golden), "eval"))
+
+
 def load_model(golden):
-    return reference.load_model(golden.model, task=golden.numbers["case"]["task"])
+    return reference.load_model(golden.model, task=task_of(golden))
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +64,8 @@ def trained_run(request, tmp_path_factory):
 @pytest.mark.parametrize("trained_run", TRAINED, indirect=True)
 def test_adapter_loads_in_hf_with_the_same_loss(trained_run):
     golden, output, _ = trained_run
-    samples = prepared_data.read(data_folder(golden.numbers["case"]["task"], "eval"))
     model = reference.load_adapter(load_model(golden), output / "adapter")
-    loss = reference.evaluate(model, samples)
+    loss = reference.evaluate(model, evaluation_samples(golden))
     assert relative(loss, golden.numbers["eval_after"]) <= LOSS_RELATIVE
 
 
@@ -75,32 +87,65 @@ def test_merged_model_loads_in_hf_with_the_same_logits(trained_run, tmp_path):
     export["from"] = str(output)
     run("export", keys | dict(export=export), tmp_path)
     unmerged = reference.load_adapter(load_model(golden), output / "adapter")
-    if task == "causal_lm":
-        merged = reference.load_model(tmp_path / "merged")
+    if task in ("causal_lm", "seq2seq"):
+        merged = reference.load_model(tmp_path / "merged", task=task)
     else:  # the folder itself says which class and how many outputs
         config = json.loads((tmp_path / "merged" / "config.json").read_text())
         merged = getattr(transformers, config["architectures"][0])
         merged = merged.from_pretrained(tmp_path / "merged").eval()
         assert merged.num_labels == (NUM_LABELS if task == "classification" else 1)
     with torch.no_grad():
-        for sample in prepared_data.read(data_folder(task, "eval"))[:4]:
-            difference = logits_difference(
-                reference.logits(merged, sample.ids), reference.logits(unmerged, sample.ids)
+        for sample in evaluation_samples(golden)[:4]:
+            merged_logits, unmerged_logits = (
+                reference.logits(model, sample.ids, target=sample.target)
+                for model in (merged, unmerged)
             )
+            difference = logits_difference(merged_logits, unmerged_logits)
             assert difference <= LOGITS_ABSOLUTE
 
 
-@pytest.mark.parametrize("name", ["gqa_prompt_tuning", "gqa_idpg", "gqa_lopa", "gqa_para"])
-def test_adapter_that_does_not_merge(name, evaluation_samples, tmp_path):
+NOT_MERGED = ["gqa_prompt_tuning", "gqa_idpg", "gqa_lopa", "gqa_para"]
+NOT_MERGED += ["t5_prompt_tuning", "t5_para"]
+
+
+@pytest.mark.parametrize("name", NOT_MERGED)
+def test_adapter_that_does_not_merge(name, tmp_path):
     """The folder means the same to the reference; a merge is refused."""
     golden = Golden(name)
     keys = recipe(golden, tmp_path)
     run("train", keys, tmp_path)
-    model = reference.load_adapter(reference.load_model(golden.model), tmp_path / "adapter")
-    loss = reference.evaluate(model, evaluation_samples)
+    model = reference.load_adapter(load_model(golden), tmp_path / "adapter")
+    loss = reference.evaluate(model, evaluation_samples(golden))
     assert relative(loss, golden.numbers["eval_after"]) <= LOSS_RELATIVE
     export = dict(to=str(tmp_path / "merged"), merge=True)
     export["from"] = str(tmp_path)
     code, errors = attempt("export", keys | dict(export=export), tmp_path)
     assert code == 78 and "does not merge" in errors, errors
     assert not (tmp_path / "merged").exists()
+
+
+def test_no_bias_merges_into_t5(tmp_path):
+    """Its linears have none; what: scale merges (above)."""
+    golden = Golden("t5_red")
+    export = dict(to=str(tmp_path / "merged"), merge=True)
+    export["from"] = str(golden.folder / "initial")
+    code, errors = attempt("export", recipe(golden, tmp_path, export=export), tmp_path)
+    assert code == 78 and "needs a bias" in errors, errors
+    assert not (tmp_path / "merged").exists()
+
+
+def test_prompt_tuning_of_both_stacks_is_read_for_the_encoder(tmp_path):
+    """HF PEFT's default for T5 keeps as many rows again behind the encoder's and never uses them."""
+    golden = Golden("t5_prompt_tuning")
+    initial = tmp_path / "initial"
+    shutil.copytree(golden.folder / "initial", initial)
+    config = json.loads((initial / "adapter_config.json").read_text())
+    config["num_transformer_submodules"] = 2
+    (initial / "adapter_config.json").write_text(json.dumps(config))
+    rows = load_file(initial / "adapter_model.safetensors")["prompt_embeddings"]
+    doubled = torch.cat([rows, torch.full_like(rows, 7.0)])
+    save_file({"prompt_embeddings": doubled}, initial / "adapter_model.safetensors")
+    keys = recipe(golden, tmp_path / "run", adapter=dict(init_from=str(initial)))
+    run("train", keys | dict(optim=keys["optim"] | dict(steps=1)), tmp_path / "run")
+    loss = metrics(tmp_path / "run", "train")[0]["loss"]
+    assert relative(loss, golden.numbers["steps"][0]["loss"]) <= LOSS_RELATIVE

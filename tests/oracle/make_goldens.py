@@ -18,7 +18,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 import prepared_data
 import reference
@@ -47,11 +51,13 @@ def randomize(model, seed):
     with torch.no_grad():
         for name, value in sorted(model.named_parameters()):
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("bias"):
+            if "relative_attention_bias" in name:
+                value.copy_(noise)
+            elif name.endswith("bias"):
                 value.copy_(0.2 * noise)
             elif "norm" in name or ".ln_" in name or "Norm" in name:
                 value.copy_(1 + 0.2 * noise)
-            elif "embed" in name or ".wte." in name or ".wpe." in name:
+            elif "embed" in name or ".wte." in name or ".wpe." in name or name == "shared.weight":
                 value.copy_(0.4 * noise)
             else:
                 value.copy_(noise / value.shape[1] ** 0.5)
@@ -71,8 +77,11 @@ def make_model(name, folder, seed):
     spec = MODELS[name]
     keys = COMMON | (LLAMA_COMMON if family(name) == "llama" else {}) | spec.keys
     config = getattr(transformers, spec.config_class)(**keys)
-    auto = AutoModelForSequenceClassification if family(name) == "roberta" else AutoModelForCausalLM
+    classes = dict(roberta=AutoModelForSequenceClassification, t5=AutoModelForSeq2SeqLM)
+    auto = classes.get(family(name), AutoModelForCausalLM)
     model = auto.from_config(config, dtype=torch.float32)
+    if spec.untied_head:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     randomize(model, seed)
     saved = model.base_model if spec.headless else model
     saved.save_pretrained(folder, max_shard_size="200KB" if spec.sharded else "1GB")
@@ -108,7 +117,10 @@ def make_case(model_folder, case, train, evaluation, folder, seed):
     tensors = {}
     with torch.no_grad():
         for i in LOGIT_SAMPLES:
-            tensors[f"logits/{i}"] = reference.logits(model, train[i].ids, train[i].prompt_length)
+            sample = train[i]
+            tensors[f"logits/{i}"] = reference.logits(
+                model, sample.ids, sample.prompt_length, sample.target
+            )
     golden = dict(case=asdict(case), model_folder=str(model_folder), steps=[])
     golden["eval_before"] = reference.evaluate(model, evaluation)
     for record in reference.train(model, train, case.optim, case.steps):
@@ -147,6 +159,10 @@ def make_tiny(out):
     prepared_data.write(out / "data" / "train", train, VOCAB_SIZE, num_shards=2)
     prepared_data.write(out / "data" / "eval", evaluation, VOCAB_SIZE)
     data = {"causal_lm": (train, evaluation)}
+    data["seq2seq"] = []
+    for part, (count, seed) in dict(train=(NUM_TRAIN_SAMPLES, 31), eval=(9, 32)).items():
+        data["seq2seq"].append(prepared_data.pairs(count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed))
+        prepared_data.write(out / "data" / f"seq2seq-{part}", data["seq2seq"][-1], VOCAB_SIZE)
     for task, num_labels in (("classification", NUM_LABELS), ("regression", 0)):
         parts = dict(train=(NUM_TRAIN_SAMPLES, 21), eval=(9, 22))
         data[task] = [

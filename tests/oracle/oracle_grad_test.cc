@@ -133,7 +133,7 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     method_ = MakeMethod(section);
     ThrowIfError(method_->Open(
         {config_.model_type, models::ListSites(config_), static_cast<int>(config_.num_layers)}));
-    if (task != "causal_lm") AddTaskHead();
+    if (task == "classification" || task == "regression") AddTaskHead();
     matched_ = ValueOrThrow(method_->MatchSites(SitesInLayers(config_, section)));
     const json peft = json::parse(std::ifstream(folder + "/initial/adapter_config.json"));
     initial_ = ValueOrThrow(method_->FromFolder(
@@ -210,9 +210,11 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     Backbone& last = *stages_.back().backbone;
     if (has_head_) return last.TaskOutputs(h, context).view({-1});
     std::vector<int64_t> rows;
+    // The rows of an encoder stand in front.
+    const int64_t first = context.batch->boundary_rows() - context.batch->num_rows();
     for (const models::Segment& segment : context.batch->segments) {
       const int64_t end = segment.begin + segment.length;
-      for (int64_t row = segment.prompt_begin(); row < end; ++row) rows.push_back(row);
+      for (int64_t row = segment.prompt_begin(); row < end; ++row) rows.push_back(first + row);
     }
     return last.Logits(h, rows);
   }
@@ -253,7 +255,8 @@ TEST_P(OracleTest, LogitsOfSamples) {
   ASSERT_FALSE(logits.empty());
   for (const auto& [sample, expected] : logits) {
     const models::MicroBatch batch =
-        trainer::Collate(*data_, {std::stoll(sample)}, 1, 0, method_->virtual_rows());
+        trainer::Collate(*data_, {std::stoll(sample)}, 1, 0, method_->virtual_rows(),
+                         config_.decoder_start_token_id);
     models::SiteContext context;
     const torch::Tensor h = Forward(batch, &context);
     const torch::Tensor ours = Logits(h, context);
@@ -264,7 +267,8 @@ TEST_P(OracleTest, LogitsOfSamples) {
 
 TEST_P(OracleTest, LossAndGradientsOfTheFirstStep) {
   const std::vector<int64_t> samples = FirstGlobalBatch();
-  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0, method_->virtual_rows());
+  const models::MicroBatch batch = trainer::Collate(*data_, samples, 1, 0, method_->virtual_rows(),
+                                                    config_.decoder_start_token_id);
   const auto count = static_cast<double>(trainer::CountTrainedTokens(*data_, samples));
   models::SiteContext context;
   const torch::Tensor h = Forward(batch, &context);

@@ -53,8 +53,10 @@ class Plain(torch.nn.Module):
             for name, value in load_file(Path(folder) / "adapter_model.safetensors").items():
                 self.tensors[name].copy_(value)
 
-    def logits(self, ids):
-        return self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+    def logits(self, ids, decoder):
+        """`decoder`: inputs of a decoder that reads an encoder, else empty."""
+        outputs = self.model(input_ids=torch.tensor([ids]), use_cache=False, **decoder)
+        return outputs.logits[0].float()
 
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
@@ -119,7 +121,10 @@ class Para(Plain):
                 return y
             return (y.float() * made[role]).to(y.dtype)
 
-        if self.keys["input"] == "layer_in" or layer.norm is None:
+        if layer.encoder is not None:
+            # A decoder's layer: the encoder's final output over the source.
+            layer.encoder.register_forward_hook(lambda _, __, y: read(y[0]))
+        elif self.keys["input"] == "layer_in" or layer.norm is None:
             layer.block.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
         else:
             layer.norm.register_forward_hook(lambda _, __, y: read(y))
@@ -128,6 +133,8 @@ class Para(Plain):
 
 
 class LlamaLayer:
+    encoder = None
+
     def __init__(self, block):
         self.block, self.norm, self.down = block, block.input_layernorm, block.mlp.down_proj
         self.projections = {"attn.q": block.self_attn.q_proj, "attn.v": block.self_attn.v_proj}
@@ -140,6 +147,8 @@ class LlamaLayer:
 
 
 class Gpt2Layer:
+    encoder = None
+
     def __init__(self, block):
         self.block, self.norm, self.down = block, block.ln_1, block.mlp.c_proj
         d = block.ln_1.normalized_shape[0]
@@ -164,11 +173,32 @@ class RobertaLayer(LlamaLayer):
         self.widths["ffn.up"] = block.intermediate.dense.out_features
 
 
+class T5Layer:
+    def __init__(self, block, encoder):
+        """`encoder`: the stack that a decoder's block reads, else None."""
+        self.block, self.encoder = block, encoder
+        attention, ffn = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense
+        self.norm, self.down = block.layer[0].layer_norm, ffn.wo
+        self.projections = {"attn.q": attention.q, "attn.v": attention.v}
+        self.widths = {role: linear.out_features for role, linear in self.projections.items()}
+        self.widths["ffn.up"] = ffn.wo.in_features
+
+    scale_outputs = LlamaLayer.scale_outputs
+
+
 def layers_of(model):
     """HF path and the places of every layer."""
     if model.config.model_type == "roberta":
         path = "roberta.encoder.layer"
         return [(f"{path}.{i}", RobertaLayer(b)) for i, b in enumerate(model.roberta.encoder.layer)]
+    if model.config.model_type == "t5":
+        encoder = [
+            (f"encoder.block.{i}", T5Layer(b, None)) for i, b in enumerate(model.encoder.block)
+        ]
+        return encoder + [
+            (f"decoder.block.{i}", T5Layer(b, model.encoder))
+            for i, b in enumerate(model.decoder.block)
+        ]
     if model.config.model_type == "gpt2":
         return [(f"transformer.h.{i}", Gpt2Layer(b)) for i, b in enumerate(model.transformer.h)]
     return [(f"model.layers.{i}", LlamaLayer(b)) for i, b in enumerate(model.model.layers)]
@@ -190,7 +220,7 @@ class SoftPrompt(Plain):
             head["2.bias"],
         )
 
-    def logits(self, ids):
+    def logits(self, ids, decoder):
         words = self.model.get_input_embeddings()(torch.tensor(ids))
         prompt = words[: self.prompt_length].float()
         rows = self.rows(prompt.mean(0) if len(prompt) else torch.zeros(words.shape[1]))
@@ -200,8 +230,8 @@ class SoftPrompt(Plain):
             # The head takes the first row of what it is given.
             first = 0 if self.keys.get("read_at") == "first" else len(rows)
             return self.model.classifier(states[:, first:])[0].float()
-        outputs = self.model(inputs_embeds=inputs, use_cache=False).logits[0].float()
-        return outputs if outputs.dim() == 1 else outputs[len(rows) :]
+        outputs = self.model(inputs_embeds=inputs, use_cache=False, **decoder).logits[0].float()
+        return outputs if decoder or outputs.dim() == 1 else outputs[len(rows) :]
 
 
 class Idpg(SoftPrompt):

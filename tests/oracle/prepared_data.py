@@ -15,9 +15,12 @@ class Sample:
     mask: list  # 1 = trained target; the first token never is one
     prompt_length: int
     label: float | int | None = None  # classification: int, regression: float; then nothing is masked
+    target: list | None = None  # seq2seq: what the decoder must say, end token included
 
     def targets(self):
-        """(position that predicts, target id) of every trained token."""
+        """(position that predicts, target id) of every trained token; seq2seq: positions of the decoder."""
+        if self.target is not None:
+            return list(enumerate(self.target))
         return [(t - 1, self.ids[t]) for t in range(1, len(self.ids)) if self.mask[t]]
 
 
@@ -27,6 +30,8 @@ class Sample:
 
 
 def kind_of(samples):
+    if samples[0].target is not None:
+        return "seq2seq"
     label = samples[0].label
     return "causal_lm" if label is None else "classification" if isinstance(label, int) else "regression"
 
@@ -47,6 +52,10 @@ def write(folder, samples, vocab_size, num_shards=1, num_labels=0):
         }
         if kind == "causal_lm":
             tensors["loss_mask"] = np.concatenate([np.array(s.mask, np.uint8) for s in chosen])
+        elif kind == "seq2seq":
+            tensors["target_ids"] = np.concatenate([np.array(s.target, np.int32) for s in chosen])
+            ends = np.cumsum([len(s.target) for s in chosen])
+            tensors["target_offsets"] = np.concatenate([[0], ends]).astype(np.int64)
         else:
             dtype = np.int64 if kind == "classification" else np.float32
             tensors["labels"] = np.array([s.label for s in chosen], dtype)
@@ -80,7 +89,11 @@ def read(folder):
             ids = t["input_ids"][begin:end].tolist()
             mask = t["loss_mask"][begin:end].tolist() if "loss_mask" in t else []
             label = t["labels"][i].item() if "labels" in t else None
-            samples.append(Sample(ids, mask, int(t["prompt_lengths"][i]), label))
+            target = None
+            if "target_ids" in t:
+                ends = t["target_offsets"]
+                target = t["target_ids"][ends[i] : ends[i + 1]].tolist()
+            samples.append(Sample(ids, mask, int(t["prompt_lengths"][i]), label, target))
     return samples
 
 
@@ -92,6 +105,17 @@ def labelled_samples(count, vocab_size, max_length, seed, num_labels=0):
         length = (1, max_length)[i] if i < 2 else int(rng.integers(2, max_length))
         label = int(rng.integers(num_labels)) if num_labels else float(np.float32(rng.normal()))
         samples.append(Sample(rng.integers(3, vocab_size, length).tolist(), [], length, label))
+    return samples
+
+
+def pairs(count, vocab_size, max_length, seed):
+    """Random inputs and targets of very different lengths that both end with the end token 1."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        lengths = [(1, 1), (max_length, 2), (2, max_length)][i] if i < 3 else rng.integers(2, max_length, 2)
+        ids, target = ([*rng.integers(2, vocab_size, n - 1).tolist(), 1] for n in lengths)
+        samples.append(Sample(ids, [], len(ids), target=target))
     return samples
 
 

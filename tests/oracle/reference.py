@@ -12,6 +12,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from plain_methods import HEADS, METHODS, Plain
-from variants import NUM_LABELS, layer_of, module_of
+from variants import NUM_LABELS, layer_of, module_of, num_layers
 
 PREFIX = "base_model.model."
 
@@ -28,6 +29,9 @@ def load_model(folder, dtype=torch.float32, task="causal_lm"):
     keys = dict(dtype=dtype, attn_implementation="sdpa")
     if task == "causal_lm":
         model = AutoModelForCausalLM.from_pretrained(folder, **keys)
+    elif task == "seq2seq":
+        keys["attn_implementation"] = "eager"
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, **keys)
     else:
         torch.manual_seed(0)  # of a head that the folder has not
         labels = NUM_LABELS if task == "classification" else 1
@@ -51,20 +55,22 @@ HIDDEN_AS_LINEAR = {"ffn.out": "ffn.down", "attn.out": "attn.o"}
 
 
 def task_type(model):
+    if model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
     return "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM"
 
 
 def adapted_modules(model, adapter):
     """HF path of every adapted module -> the roles that it stands for (several for a fused projection)."""
-    model_type = model.config.model_type
     modules = {}
-    for layer in layer_list(adapter, model.config.num_hidden_layers):
+    for layer in layer_list(adapter, num_layers(model.config)):
         for role in adapter.get("sites", ["ffn.out"]):
             if role == "layer.out":
-                module = layer_of(model_type, layer)
+                module = layer_of(model.config, layer)
             else:
-                module = module_of(model_type, layer, HIDDEN_AS_LINEAR.get(role, role))
-            modules.setdefault(module, []).append(role)
+                module = module_of(model.config, layer, HIDDEN_AS_LINEAR.get(role, role))
+            if module is not None:
+                modules.setdefault(module, []).append(role)
     return modules
 
 
@@ -158,7 +164,9 @@ def new_adapter(model, adapter):
         return METHODS[adapter["method"]](model, adapter)
     if adapter["method"] == "prompt_tuning":
         rows = adapter["prompt_length"]
-        config = PromptTuningConfig(num_virtual_tokens=rows, task_type=task_type(model))
+        config = PromptTuningConfig(
+            num_virtual_tokens=rows, task_type=task_type(model), num_transformer_submodules=1
+        )
         return get_peft_model(model, config)
     if adapter["method"] == "ia3":
         return new_ia3(model, adapter)
@@ -192,7 +200,7 @@ def lora_sizes(model, adapter):
     sizes = {}
     for kept in json.loads(Path(adapter["setting"]).read_text())["keep"]:
         for role in kept["roles"]:
-            module = module_of(model.config.model_type, kept["layer"], role)
+            module = module_of(model.config, kept["layer"], role)
             sizes.setdefault(module, ([], kept["rank"], kept["alpha"]))[0].append(role)
     return sizes
 
@@ -295,8 +303,15 @@ def save_adapter(model, folder):
         model.save_pretrained(folder)
 
 
-def logits(model, ids, prompt_length=0):
-    """(T, V) float32 of one sample; the leading `prompt_length` tokens are its prompt."""
+def decoder_inputs(config, target):
+    """What a decoder reads to say `target`; nothing for a model without one."""
+    if target is None:
+        return {}
+    return dict(decoder_input_ids=torch.tensor([[config.decoder_start_token_id, *target[:-1]]]))
+
+
+def logits(model, ids, prompt_length=0, target=None):
+    """(T, V) float32 of one sample; the leading `prompt_length` tokens are its prompt. With a target: those of the decoder."""
     for module in model.modules():
         # Dynamic RoPE remembers the longest sample so far; a sample must not depend on those before it.
         if getattr(module, "rope_type", None) == "dynamic":
@@ -304,8 +319,11 @@ def logits(model, ids, prompt_length=0):
             module.max_seq_len_cached = module.original_max_seq_len
     if isinstance(model, Plain):
         model.set_prompt(prompt_length)
-        return model.logits(ids)
-    outputs = model(input_ids=torch.tensor([ids])).logits[0].float()
+        return model.logits(ids, decoder_inputs(model.config, target))
+    inputs = decoder_inputs(model.config, target)
+    outputs = model(input_ids=torch.tensor([ids]), **inputs).logits[0].float()
+    if target is not None:
+        return outputs
     # (C) of a task head; else (T, V), where PEFT puts the rows of a soft prompt in front.
     return outputs if outputs.dim() == 1 else outputs[-len(ids) :]
 
@@ -323,7 +341,7 @@ def loss_sum(model, sample):
     if not targets:
         return torch.zeros(())
     rows, ids = (torch.tensor(column) for column in zip(*targets))
-    at_rows = logits(model, sample.ids, sample.prompt_length)[rows]
+    at_rows = logits(model, sample.ids, sample.prompt_length, sample.target)[rows]
     return F.cross_entropy(at_rows, ids, reduction="sum")
 
 

@@ -60,17 +60,17 @@ class Reference:
         self.model = (
             reference.load_adapter(model, golden.folder / "initial", trainable=True).double().eval()
         )
-        self.type = model.config.model_type
+        self.config = model.config
         self.samples = samples_of(case["task"])
         self.counts = [len(s.targets()) if s.label is None else 1 for s in self.samples]
 
     def module(self, layer, role):
-        return self.model.get_submodule("base_model.model." + module_of(self.type, layer, role))
+        return self.model.get_submodule("base_model.model." + module_of(self.config, layer, role))
 
     def rows(self, layer, role):
         """Of lora_B: all, or those of the role in a fused projection."""
         name, rows = (
-            module_of(self.type, layer, role),
+            module_of(self.config, layer, role),
             self.module(layer, role).lora_B["default"].weight.shape[0],
         )
         fused = reference.fused_rows(name, [role], rows)
@@ -367,7 +367,7 @@ def expected_sensitivity(golden, steps):
     scores = {}
     for layer in range(model.config.num_hidden_layers):
         for role in case["adapter"]["sites"]:
-            name = module_of(model.config.model_type, layer, role)
+            name = module_of(model.config, layer, role)
             of_a = next(v for n, v in q.items() if f"{name}.lora_A" in n).mean(1)
             of_b = next(v for n, v in q.items() if f"{name}.lora_B" in n).mean(0)
             scores[layer, role] = (of_a + of_b).sum().item()

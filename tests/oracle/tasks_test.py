@@ -42,7 +42,8 @@ REFUSALS = [
     ("roberta_lora", "train", dict(task=dict(type="causal_lm")), 78, "data.train"),
     ("roberta_lora", "generate", {}, 78, "task.type"),
     ("roberta_lora", "train", dict(eval=dict(every=5, metric="pearson")), 78, "accuracy"),
-    ("roberta_headless_red", "train", dict(task=dict(type="seq2seq")), 78, "classification"),
+    ("roberta_headless_red", "train", dict(task=dict(type="seq2seq")), 78, "data.train"),
+    ("t5_lora", "generate", {}, 78, "task.type"),
     ("gpt2_lora_joint", "train", dict(adapter=dict(fused="split")), 65, "joint"),
 ]
 
@@ -69,9 +70,18 @@ def test_a_head_that_was_drawn_and_not_trained_does_not_merge(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-def test_a_model_that_cannot_do_the_task_is_refused(tmp_path):
+UNFIT = [
+    # case that gives the data and the task, case that gives the model, what the last line says
+    ("gqa_lora", "roberta_lora", "roberta"),
+    ("roberta_lora", "t5_lora", "seq2seq for model_type t5"),
+    ("t5_lora", "gqa_lora", "no encoder and decoder"),
+]
+
+
+@pytest.mark.parametrize("data, model, message", UNFIT)
+def test_a_model_that_cannot_do_the_task_is_refused(data, model, message, tmp_path):
     """The data fits the task, the model does not."""
-    keys = recipe(Golden("gqa_lora"), tmp_path / "run")
-    keys["model"]["path"] = str(Golden("roberta_lora").model)
+    keys = recipe(Golden(data), tmp_path / "run")
+    keys["model"]["path"] = str(Golden(model).model)
     exit_code, text = attempt("train", keys, tmp_path)
-    assert exit_code == 78 and "roberta" in text.rstrip().splitlines()[-1], text[-2000:]
+    assert exit_code == 78 and message in text.rstrip().splitlines()[-1], text[-2000:]

@@ -61,6 +61,9 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("roberta_lopa_first", 1, id="RoBERTa LoPA concat, read at the first row"),
     pytest.param("roberta_para", 3, id="RoBERTa PARA"),
     pytest.param("roberta_para_attention_rational", 2, id="RoBERTa PARA attention rational"),
+    pytest.param("t5_lora", 3, id="T5"),
+    pytest.param("t5_v1_1_para_attention", 2, id="T5 v1.1 PARA"),
+    pytest.param("t5_v1_1_red", 2, id="T5 v1.1 RED"),
 ]
 
 
@@ -125,6 +128,20 @@ LAYOUTS = [
     ("roberta_para", 2, 2, "1f1b", 1),
     ("roberta_para_attention_rational", 1, 2, "1f1b", 1),
     ("gpt2_para_score", 1, 2, "1f1b", 1),
+    ("t5_lora", 2, 1, "1f1b", 1),
+    ("t5_lora", 1, 2, "1f1b", 1),
+    ("t5_lora", 1, 2, "interleaved", 1),  # encoder and decoder layers on both ranks
+    ("t5_lora", 1, 4, "gpipe", 1),  # a layer each
+    ("t5_v1_1_lora", 2, 2, "1f1b", 1),
+    ("t5_lora_decoder", 1, 2, "1f1b", 1),  # the encoder's stage trains nothing
+    ("t5_lora_encoder", 1, 4, "1f1b", 1),  # gradients cross stages that train nothing
+    ("t5_para", 1, 4, "1f1b", 1),  # every decoder stage reads the encoder's output
+    ("t5_para", 2, 2, "1f1b", 1),
+    ("t5_ia3", 1, 2, "gpipe", 1),
+    ("t5_red", 2, 2, "1f1b", 1),
+    ("t5_prompt_tuning", 1, 2, "1f1b", 2),
+    ("t5_v1_1_lopa", 1, 2, "1f1b", 1),
+    ("t5_idpg", 2, 1, "1f1b", 1),
 ]
 
 
@@ -138,12 +155,13 @@ def test_layout(name, data, pipeline, schedule, micro_batch, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["gqa_lora", "t5_lora"])
 @pytest.mark.parametrize("split", [[1, 3], [3, 1]])
-def test_manual_split(split, tmp_path):
-    train_and_check("gqa_lora", tmp_path, parallel=dict(pipeline=2, split=split))
+def test_manual_split(name, split, tmp_path):
+    train_and_check(name, tmp_path, parallel=dict(pipeline=2, split=split))
 
 
-@pytest.mark.parametrize("name", ["gqa_lora", "gqa_para", "gqa_lopa"])
+@pytest.mark.parametrize("name", ["gqa_lora", "gqa_para", "gqa_lopa", "t5_para"])
 def test_recompute(name, tmp_path):
     train_and_check(name, tmp_path, model=dict(recompute="layer"))
 

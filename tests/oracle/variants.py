@@ -35,6 +35,20 @@ ROBERTA_MODULE = {
     "ffn.up": "intermediate.dense",
     "ffn.down": "output.dense",
 }
+# Below the block; {ffn} is the number of the feed-forward sub-layer, 1 in the encoder and 2 in the decoder.
+T5_MODULE = {
+    "attn.q": "0.SelfAttention.q",
+    "attn.k": "0.SelfAttention.k",
+    "attn.v": "0.SelfAttention.v",
+    "attn.o": "0.SelfAttention.o",
+    "ffn.gate": "{ffn}.DenseReluDense.wi_0",
+    "ffn.up": "{ffn}.DenseReluDense.wi",  # wi_1 where there is a gate
+    "ffn.down": "{ffn}.DenseReluDense.wo",
+    "cross.q": "1.EncDecAttention.q",
+    "cross.k": "1.EncDecAttention.k",
+    "cross.v": "1.EncDecAttention.v",
+    "cross.o": "1.EncDecAttention.o",
+}
 
 
 @dataclass
@@ -49,6 +63,8 @@ class Model:
     sharded: bool = False
     # The folder holds the base model alone: names without its prefix, as openly published GPT-2 folders have them.
     headless: bool = False
+    # T5 v1.1: a head of its own, which HF's config class cannot ask for.
+    untied_head: bool = False
 
 
 COMMON = dict(
@@ -132,23 +148,68 @@ MODELS |= {
     "roberta_headless": Model("RobertaConfig", _ROBERTA | dict(type_vocab_size=1), headless=True),
 }
 
+_T5 = dict(
+    d_model=48,
+    d_kv=16,  # heads * d_kv is not d_model
+    d_ff=80,
+    num_layers=2,
+    num_heads=4,
+    # Small enough that samples reach the growing buckets and the last one.
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=20,
+    pad_token_id=0,
+    eos_token_id=1,
+    decoder_start_token_id=0,
+)
+MODELS |= {
+    "t5": Model("T5Config", _T5),
+    "t5_v1_1": Model(
+        "T5Config",
+        _T5
+        | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, num_decoder_layers=1),
+        untied_head=True,
+    ),
+}
+
 
 def family(model):
-    """"llama", "gpt2" or "roberta"."""
+    """"llama", "gpt2", "roberta" or "t5"."""
     name = MODELS[model].config_class
-    return {"GPT2Config": "gpt2", "RobertaConfig": "roberta"}.get(name, "llama")
+    return {"GPT2Config": "gpt2", "RobertaConfig": "roberta", "T5Config": "t5"}.get(name, "llama")
 
 
-def layer_of(model_type, layer):
-    """The HF path of a layer."""
+def layer_of(config, layer):
+    """The HF path of a layer in the model of this HF config."""
+    if config.model_type == "t5":
+        decoder = layer >= config.num_layers
+        return f"decoder.block.{layer - config.num_layers}" if decoder else f"encoder.block.{layer}"
     layers = {"roberta": "roberta.encoder.layer", "gpt2": "transformer.h"}
-    return f"{layers.get(model_type, 'model.layers')}.{layer}"
+    return f"{layers.get(config.model_type, 'model.layers')}.{layer}"
 
 
-def module_of(model_type, layer, role):
-    """The HF path of a role's module."""
-    modules = {"roberta": ROBERTA_MODULE, "gpt2": GPT2_MODULE}.get(model_type, LLAMA_MODULE)
-    return f"{layer_of(model_type, layer)}.{modules[role]}"
+def num_layers(config):
+    """Of an HF config; an encoder-decoder model's layers are counted through both stacks."""
+    decoder_layers = config.num_decoder_layers if config.model_type == "t5" else 0
+    return config.num_hidden_layers + decoder_layers
+
+
+def t5_module(config, layer, role):
+    """Below the layer; None where the layer has no such role."""
+    decoder = layer >= config.num_layers
+    if role.startswith("cross.") and not decoder or role == "ffn.gate" and not config.is_gated_act:
+        return None
+    module = T5_MODULE[role].format(ffn=2 if decoder else 1)
+    return f"layer.{module}_1" if role == "ffn.up" and config.is_gated_act else f"layer.{module}"
+
+
+def module_of(config, layer, role):
+    """The HF path of a role's module in the model of this HF config; None where it has none."""
+    if config.model_type == "t5":
+        module = t5_module(config, layer, role)
+    else:
+        modules = {"roberta": ROBERTA_MODULE, "gpt2": GPT2_MODULE}
+        module = modules.get(config.model_type, LLAMA_MODULE)[role]
+    return module and f"{layer_of(config, layer)}.{module}"
 
 
 @dataclass
@@ -159,7 +220,7 @@ class Case:
     adapter: dict
     optim: dict
     steps: int = 10
-    task: str = "causal_lm"  # or classification (NUM_LABELS classes), regression
+    task: str = "causal_lm"  # or classification (NUM_LABELS classes), regression, seq2seq
     # fanlora: what setting.json keeps, (layer, roles, rank, alpha).
     keep: list = field(default_factory=list)
 
@@ -353,6 +414,51 @@ CASES |= {
         _optim(),
         task="regression",
     ),
+}
+
+_T5_ROLES = list(T5_MODULE)
+_SEQ2SEQ = dict(task="seq2seq")
+CASES |= {
+    "t5_lora": Case(
+        "t5", _lora(sites=[r for r in _T5_ROLES if r != "ffn.gate"]), _optim(), **_SEQ2SEQ
+    ),
+    "t5_v1_1_lora": Case("t5_v1_1", _lora(sites=_T5_ROLES), _optim(), **_SEQ2SEQ),
+    # The encoder is a frozen prefix; and its gradient comes from the decoder alone.
+    "t5_lora_decoder": Case("t5", _lora(sites=["attn.q", "cross.v"], layers="2-3"), _optim(), **_SEQ2SEQ),
+    "t5_lora_encoder": Case("t5", _lora(sites=["attn.q", "ffn.up"], layers="0-1"), _optim(), **_SEQ2SEQ),
+    "t5_ia3": Case(
+        "t5",
+        dict(method="ia3", sites=["attn.k", "attn.v", "ffn.down", "cross.k", "cross.v"]),
+        _optim(),
+        **_SEQ2SEQ,
+    ),
+    "t5_red": Case("t5", dict(method="red"), _optim(weight_decay=0.0), **_SEQ2SEQ),
+    "t5_v1_1_red": Case(
+        "t5_v1_1",
+        dict(method="red", what="scale", sites=["attn.out", "ffn.out"]),
+        _optim(weight_decay=0.0),
+        **_SEQ2SEQ,
+    ),
+    "t5_para": Case("t5", _para(), _optim(), **_SEQ2SEQ),
+    "t5_v1_1_para_attention": Case(
+        "t5_v1_1", _para(pooling="attention", input="normed", bias=True), _optim(), **_SEQ2SEQ
+    ),
+    "t5_prompt_tuning": Case(
+        "t5", dict(method="prompt_tuning", prompt_length=5), _optim(), **_SEQ2SEQ
+    ),
+    "t5_idpg": Case(
+        "t5",
+        dict(
+            method="idpg",
+            prompt_length=4,
+            hidden=12,
+            dropout=0.0,
+            encoder=dict(type="embedding_mean"),
+        ),
+        _optim(),
+        **_SEQ2SEQ,
+    ),
+    "t5_v1_1_lopa": Case("t5_v1_1", _lopa(), _optim(), **_SEQ2SEQ),
 }
 
 # On a prepared folder of the real model; samples are these sentences.

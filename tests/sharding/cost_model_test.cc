@@ -29,6 +29,30 @@ TEST(CostModel, AllParametersEqualThePublishedCounts) {
   EXPECT_EQ(qwen.num_layers * LayerParameters(qwen) + HeadParameters(qwen), 494032768);
 }
 
+// google-t5/t5-base: two stacks, tables, the tied embedding once.
+models::ModelConfig T5Base() {
+  models::ModelConfig t5 = Shape(768, 24, 12, 12, 3072, 32128, true);
+  t5.encoder_layers = 12;
+  t5.gated_ffn = false;
+  t5.relative_buckets = 32;
+  return t5;
+}
+
+TEST(CostModel, EncoderDecoder) {
+  const models::ModelConfig t5 = T5Base();
+  EXPECT_EQ(LayersParameters(t5, 0, 24) + EmbeddingParameters(t5) + HeadParameters(t5) -
+                HeadMatmulParameters(t5),
+            222903552);
+  // An encoder's layer runs on the input's rows, a decoder's on the target's, but for the keys and
+  // values of its cross attention.
+  const double attention = 4.0 * 768 * 768, ffn = 2.0 * 768 * 3072;
+  EXPECT_DOUBLE_EQ(LayerForwardFlop(t5, 0, 400, 0.25),
+                   0.75 * (2 * (attention + ffn) + 4.0 * 300 * 768));
+  EXPECT_DOUBLE_EQ(
+      LayerForwardFlop(t5, 12, 400, 0.25),
+      0.25 * (2 * (1.5 * attention + ffn) + (2.0 * 100 + 4.0 * 300) * 768) + 0.75 * attention);
+}
+
 TEST(CostModel, FlopPerToken) {
   const models::ModelConfig smol = SmolLM135M();
   WorkShape work;
@@ -107,8 +131,7 @@ TEST(CostModel, MemoryOfOneRank) {
   EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576));
   // The table is also looked up as it is stored.
   part.embed = true;
-  EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen,
-            2.0 * (2 * matmul + 61 * 576 + 49152 * 576));
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576 + 49152 * 576));
 }
 
 TEST(CostModel, Traffic) {

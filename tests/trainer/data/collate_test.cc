@@ -85,5 +85,34 @@ TEST(CollateTest, OtherKindsHaveNoTokenTargets) {
   EXPECT_EQ(CountTrainedTokens(**data, {0, 1}), 2);
 }
 
+TEST(CollateTest, Seq2SeqHasTheDecodersRowsAndTheEncodersBesideThem) {
+  const TempFolder folder;
+  auto tiny = TinyTaskDataset("seq2seq", 5);
+  tiny.shards[0].int32["target_ids"] = {21, 22, 9, 23, 9};
+  tiny.shards[0].int64["target_offsets"] = {0, 3, 5};
+  tiny.Write(folder);
+  const auto data = Dataset::Open(folder.path());
+  ASSERT_THAT(data, IsOk());
+  const models::MicroBatch batch = Collate(**data, {1, 0}, 4, 2, /*virtual_rows=*/1,
+                                           /*decoder_start=*/30);
+  ASSERT_NE(batch.source, nullptr);
+  const models::MicroBatch& source = *batch.source;
+  EXPECT_EQ(source.step, 4);
+  EXPECT_THAT(source.tokens, ElementsAre(0, 3, 4, 5, 0, 1, 2));
+  EXPECT_THAT(source.positions, ElementsAre(0, 1, 2, 3, 0, 1, 2));
+  EXPECT_THAT(source.target_rows, IsEmpty());
+  EXPECT_EQ(source.segments[1].prompt_begin(), 5);
+  EXPECT_EQ(source.segments[1].prompt_length, 2);
+  EXPECT_THAT(batch.tokens, ElementsAre(30, 23, 30, 21, 22));
+  EXPECT_THAT(batch.target_rows, ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_THAT(batch.target_ids, ElementsAre(23, 9, 21, 22, 9));
+  EXPECT_EQ(batch.segments[1].sample_id, 7);
+  EXPECT_EQ(batch.segments[1].virtual_rows, 0);
+  EXPECT_EQ(batch.num_rows(), 5);
+  EXPECT_EQ(batch.boundary_rows(), 12);
+  EXPECT_EQ(CountTrainedTokens(**data, {0, 1}), 5);
+  EXPECT_EQ(CountTokens(**data, {0, 1}), 10);
+}
+
 }  // namespace
 }  // namespace graft::trainer
