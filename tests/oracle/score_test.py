@@ -303,6 +303,7 @@ def test_the_setting_trains_and_selects_again_without_a_model(tmp_path):
     [
         (dict(score=dict(data="")), 78, ["score.data"]),
         (dict(adapter=dict(method="red", sites=["ffn.out"])), 78, ["adapter.method", "red"]),
+        (dict(task=dict(type="seq2seq")), 78, ["task.type", "seq2seq"]),
         (dict(score=dict(adapter="/nowhere")), 65, ["/nowhere"]),
         (
             dict(
