@@ -14,18 +14,27 @@
 
 namespace graft::trainer {
 
-// Passes everything on to another source and notes what was loaded.
+// Passes everything on to another source and notes what was loaded and what became of it.
 class RecordingWeights : public models::WeightSource {
  public:
   explicit RecordingWeights(models::WeightSource& source) : source_(source) {}
   bool Has(const std::string& name) const override { return source_.Has(name); }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override;
+  void NoteMatrix(const std::string& name,
+                  const std::shared_ptr<const models::FrozenWeight>& matrix) override {
+    derived_.matrices.emplace_back(name, matrix);
+  }
+  void NoteCopy(const std::string& name, const torch::Tensor& copy) override {
+    derived_.copies.emplace_back(name, copy);
+  }
   const std::vector<WatchedTensor>& loaded() const { return loaded_; }
+  const DerivedWeights& derived() const { return derived_; }
 
  private:
   models::WeightSource& source_;
   std::vector<WatchedTensor> loaded_;
+  DerivedWeights derived_;
 };
 
 // sha256 over the sorted lines `name dtype shape hash64` of all tensors that the stages have loaded

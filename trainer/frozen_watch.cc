@@ -28,31 +28,67 @@ bool WatchedTensor::Hash(uint64_t* hash) const {
   return true;
 }
 
-FrozenWatch::FrozenWatch(std::vector<WatchedTensor> tensors) {
-  for (WatchedTensor& tensor : tensors) {
-    uint64_t hash = 0;
-    if (!tensor.Hash(&hash)) continue;
-    bytes_ += tensor.bytes();
-    entries_.push_back({std::move(tensor), hash});
-  }
+FrozenWatch::FrozenWatch(std::vector<WatchedTensor> loaded, DerivedWeights derived) {
+  for (WatchedTensor& tensor : loaded) Add(std::move(tensor));
+  for (WatchedTensor& tensor : derived.copies) Add(std::move(tensor));
+  for (auto& [name, matrix] : derived.matrices) entries_.push_back({name, nullptr, 0, matrix});
 }
 
-absl::Status FrozenWatch::Check(const Entry& entry) {
+void FrozenWatch::Add(WatchedTensor tensor) {
   uint64_t hash = 0;
-  if (!entry.tensor.Hash(&hash) || hash == entry.hash) return absl::OkStatus();
-  return BugError(absl::StrCat("frozen weight `", entry.tensor.name(),
-                               "` has changed in memory: hash64 was ", Hex64(entry.hash),
-                               " at load and is ", Hex64(hash),
+  if (!tensor.Hash(&hash)) return;
+  const std::string name = tensor.name();
+  entries_.push_back({name, std::make_shared<WatchedTensor>(std::move(tensor)), hash, {}});
+}
+
+int64_t FrozenWatch::BytesOf(const Entry& entry) {
+  if (entry.tensor) return entry.tensor->bytes();
+  int64_t bytes = 0;
+  if (const auto matrix = entry.matrix.lock()) {
+    for (const models::PackedBytes& packed : matrix->Packed())
+      bytes += static_cast<int64_t>(packed.size);
+  }
+  return bytes;
+}
+
+int64_t FrozenWatch::bytes() const {
+  int64_t bytes = 0;
+  for (const Entry& entry : entries_) bytes += BytesOf(entry);
+  return bytes;
+}
+
+absl::Status FrozenWatch::Compare(const Entry& entry, const char* what, uint64_t before,
+                                  uint64_t now) {
+  if (now == before) return absl::OkStatus();
+  return BugError(absl::StrCat("frozen weight `", entry.name, "`", what,
+                               " has changed in memory: hash64 was ", Hex64(before),
+                               " at first and is ", Hex64(now),
                                "; nothing is saved from now on, the last checkpoint stays"));
 }
 
+absl::Status FrozenWatch::Check(const Entry& entry) {
+  if (entry.tensor) {
+    uint64_t hash = 0;
+    if (!entry.tensor->Hash(&hash)) return absl::OkStatus();
+    return Compare(entry, "", entry.hash, hash);
+  }
+  const auto matrix = entry.matrix.lock();
+  if (!matrix) return absl::OkStatus();
+  for (const models::PackedBytes& packed : matrix->Packed()) {
+    GRAFT_RETURN_IF_ERROR(
+        Compare(entry, " (packed)", packed.hash64, Hash64(packed.data, packed.size)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FrozenWatch::CheckSome(double seconds) {
-  due_bytes_ += static_cast<double>(bytes_) * seconds / kRoundSeconds;
+  due_bytes_ += static_cast<double>(bytes()) * seconds / kRoundSeconds;
   // At most one round a step, however long the step was.
   for (size_t count = 0; count < entries_.size(); ++count) {
     const Entry& entry = entries_[next_];
-    if (due_bytes_ < static_cast<double>(entry.tensor.bytes())) break;
-    due_bytes_ -= static_cast<double>(entry.tensor.bytes());
+    const auto bytes = static_cast<double>(BytesOf(entry));
+    if (due_bytes_ < bytes) break;
+    due_bytes_ -= bytes;
     next_ = (next_ + 1) % entries_.size();
     GRAFT_RETURN_IF_ERROR(Check(entry));
   }

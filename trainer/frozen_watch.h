@@ -2,16 +2,20 @@
 // them again between steps, a few at a time (reliability.md 4.4). Memory that flips, or a kernel
 // that writes where it should not, ends the run instead of spoiling it. Used by the trainer.
 //
-// It holds no weight alive: what a layer has replaced by a copy of its own is no longer watched.
+// It holds no weight alive. A matrix that a layer has packed is watched in its packed form, from
+// the moment of packing.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/types.h>
 
 #include "absl/status/status.h"
+#include "models/layers/frozen_linear.h"
 
 namespace graft::trainer {
 
@@ -30,11 +34,17 @@ class WatchedTensor {
   int64_t offset_, bytes_;
 };
 
+// What layers compute with instead of the tensors that they loaded, by the names of those.
+struct DerivedWeights {
+  std::vector<WatchedTensor> copies;
+  std::vector<std::pair<std::string, std::weak_ptr<const models::FrozenWeight>>> matrices;
+};
+
 class FrozenWatch {
  public:
-  // Hashes all of `tensors`.
-  explicit FrozenWatch(std::vector<WatchedTensor> tensors);
-  int64_t bytes() const { return bytes_; }  // watched
+  // Hashes all of `loaded` and all copies.
+  explicit FrozenWatch(std::vector<WatchedTensor> loaded, DerivedWeights derived = {});
+  int64_t bytes() const;  // watched now
 
   // After a step of `seconds`: as many tensors as keep the pace of all in 30 minutes. Kind bug
   // naming the tensor that has changed. Rank-local.
@@ -44,12 +54,17 @@ class FrozenWatch {
 
  private:
   struct Entry {
-    WatchedTensor tensor;
-    uint64_t hash;
+    std::string name;
+    std::shared_ptr<const WatchedTensor> tensor;  // null: a matrix
+    uint64_t hash = 0;                            // of the tensor when it was loaded
+    std::weak_ptr<const models::FrozenWeight> matrix;
   };
+  static int64_t BytesOf(const Entry& entry);
   static absl::Status Check(const Entry& entry);
+  static absl::Status Compare(const Entry& entry, const char* what, uint64_t before, uint64_t now);
+  void Add(WatchedTensor tensor);
+
   std::vector<Entry> entries_;
-  int64_t bytes_ = 0;
   size_t next_ = 0;
   double due_bytes_ = 0;
 };

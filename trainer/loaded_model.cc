@@ -208,6 +208,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, recorded,
                                                         backbone, method(), matched(), attach));
   loaded_weights_ = recorded.loaded();
+  derived_weights_ = recorded.derived();
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
                          sharding::ParseSchedule(recipe.parallel.schedule));
   executor_ = std::make_unique<sharding::Executor>(

@@ -81,6 +81,8 @@ class LoadedModel {
   sharding::Executor& executor() { return *executor_; }
   // Tensors of the model that this rank has loaded, by their names in the folder.
   const std::vector<WatchedTensor>& loaded_weights() const { return loaded_weights_; }
+  // What its layers have made of them.
+  const DerivedWeights& derived_weights() const { return derived_weights_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
@@ -115,6 +117,7 @@ class LoadedModel {
   AdapterChoice adapter_;
   sharding::Plan plan_;
   std::vector<WatchedTensor> loaded_weights_;
+  DerivedWeights derived_weights_;
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;
 };

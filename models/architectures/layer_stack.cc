@@ -34,6 +34,7 @@ absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
 absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, int64_t width) {
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, Load(name, {width}));
   torch::Tensor vector = stored.to(torch::kFloat32).contiguous();
+  if (!vector.is_same(stored)) weights_.NoteCopy(name, vector);
   parameters_ += width;
   bytes_ += static_cast<int64_t>(vector.nbytes());
   return vector;
@@ -52,6 +53,7 @@ absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_
     GRAFT_ASSIGN_OR_RETURN(shift, Load(name + ".bias", {out}));
   }
   *linear = FrozenLinear(MakeFrozenWeight(std::move(weight), FrozenUse::kProducts), shift);
+  weights_.NoteMatrix(name + ".weight", linear->shared_weight());
   Count(*linear);
   return absl::OkStatus();
 }
@@ -66,6 +68,7 @@ absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_
     *linear =
         FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t(), FrozenUse::kProducts),
                      bias.narrow(0, begin, part));
+    weights_.NoteMatrix(name + ".weight", linear->shared_weight());
     Count(*linear);
     begin += part;
   }
@@ -86,6 +89,7 @@ absl::Status PartLoader::LoadTable(const std::string& name, int64_t rows, int64_
                                    FrozenUse use, std::shared_ptr<const FrozenWeight>* table) {
   GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {rows, width}));
   *table = MakeFrozenWeight(std::move(weight), use);
+  weights_.NoteMatrix(name + ".weight", *table);
   parameters_ += rows * width;
   bytes_ += (*table)->bytes();
   return absl::OkStatus();

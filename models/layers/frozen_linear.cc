@@ -11,6 +11,8 @@
 #include <ATen/cpu/Utils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/hash.h"
+
 namespace graft::models {
 namespace {
 
@@ -70,6 +72,21 @@ torch::Tensor AddPacked(const torch::Tensor& y, const torch::Tensor& x,
   return op.call(x, y, packed, std::nullopt, "add");
 }
 
+// Where the bytes of such a matrix lie, and what they are now.
+PackedBytes BytesOfPacked(const torch::Tensor& packed) {
+  static const auto data = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("mkldnn::data_ptr", "")
+                               .typed<int64_t(const torch::Tensor&)>();
+  static const auto size = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("mkldnn::_nbytes", "")
+                               .typed<int64_t(const torch::Tensor&)>();
+  PackedBytes bytes;
+  bytes.data = reinterpret_cast<const void*>(data.call(packed));
+  bytes.size = static_cast<std::size_t>(size.call(packed));
+  bytes.hash64 = Hash64(bytes.data, bytes.size);
+  return bytes;
+}
+
 // Products on weights in oneDNN's layout: about twice as fast as a plain float32 product
 // and a few per cent faster than a plain bfloat16 one, for any number of rows.
 class PackedWeight : public FrozenWeight {
@@ -89,13 +106,17 @@ class PackedWeight : public FrozenWeight {
   int64_t bytes() const override { return bytes_; }
 
   torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
-    return Product(x, Packed(&forward_, backward_, false)).to(result);
+    return Product(x, Pack(&forward_, backward_, false)).to(result);
   }
   torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
-    return Product(dy, Packed(&backward_, forward_, true)).to(result);
+    return Product(dy, Pack(&backward_, forward_, true)).to(result);
   }
   torch::Tensor Rows(const torch::Tensor& indices) const override {
     return plain_.index_select(0, indices);
+  }
+  std::vector<PackedBytes> Packed() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return packed_;
   }
 
  private:
@@ -118,12 +139,14 @@ class PackedWeight : public FrozenWeight {
     return sum;
   }
 
-  const Slices& Packed(Slices* slices, const Slices& other, bool transposed) const {
+  const Slices& Pack(Slices* slices, const Slices& other, bool transposed) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (slices->empty()) {
       const torch::Tensor matrix = transposed ? plain_.t() : plain_;
-      for (const torch::Tensor& slice : matrix.tensor_split(NumSlices(matrix.size(1)), 1))
+      for (const torch::Tensor& slice : matrix.tensor_split(NumSlices(matrix.size(1)), 1)) {
         slices->push_back(PackMatrix(slice.contiguous()));
+        packed_.push_back(BytesOfPacked(slices->back()));
+      }
       if (use_ == FrozenUse::kProducts && !other.empty()) plain_.reset();
     }
     return *slices;
@@ -134,7 +157,8 @@ class PackedWeight : public FrozenWeight {
   const torch::Dtype dtype_;
   mutable std::mutex mutex_;
   mutable torch::Tensor plain_;  // gone when both directions are packed and no rows are asked for
-  mutable Slices forward_, backward_;  // W and W^T, packed on first use
+  mutable Slices forward_, backward_;        // W and W^T, packed on first use
+  mutable std::vector<PackedBytes> packed_;  // of both
 };
 
 // bfloat16 storage, float32 product: W is converted a slab of rows at a time, so the scratch stays

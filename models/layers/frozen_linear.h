@@ -3,13 +3,24 @@
 // FrozenWeight, so that the same layer runs on plain, up-cast, quantised or gathered weights.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include <torch/types.h>
 
 #include "models/site.h"
 
 namespace graft::models {
+
+// Memory that a frozen matrix was rearranged into, and its hash64 from the moment when that was
+// done.
+struct PackedBytes {
+  const void* data = nullptr;
+  std::size_t size = 0;
+  uint64_t hash64 = 0;
+};
 
 // A frozen matrix W (out, in). Thread-safe, immutable.
 class FrozenWeight {
@@ -24,6 +35,9 @@ class FrozenWeight {
   virtual torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const = 0;
   // Rows of W by index (embedding look-up): (indices) -> (indices, in).
   virtual torch::Tensor Rows(const torch::Tensor& indices) const = 0;
+  // What it multiplies with instead of the tensor that it was made from: nothing at first where
+  // that is done on first use. The memory lives as long as this.
+  virtual std::vector<PackedBytes> Packed() const { return {}; }
 };
 
 enum class FrozenUse {

@@ -14,6 +14,8 @@
 
 namespace graft::models {
 
+class FrozenWeight;
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -23,6 +25,11 @@ class WeightSource {
   virtual absl::StatusOr<torch::Tensor> Load(const std::string& name,
                                              const std::vector<int64_t>& shape,
                                              torch::Dtype dtype) = 0;
+  // Told what is computed with in place of the loaded tensor `name`: a matrix that may be packed
+  // later, or a copy of another type. For who watches frozen memory.
+  virtual void NoteMatrix(const std::string& /*name*/,
+                          const std::shared_ptr<const FrozenWeight>& /*matrix*/) {}
+  virtual void NoteCopy(const std::string& /*name*/, const torch::Tensor& /*copy*/) {}
 };
 
 // All tensors of an HF model folder. Keeps the mapping alive for the tensors it hands out.

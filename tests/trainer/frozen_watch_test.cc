@@ -46,6 +46,44 @@ TEST(FrozenWatchTest, ViewsAreWatchedAndWhatIsGoneIsNot) {
   EXPECT_THAT(watch.CheckAll(), FailsWith(ErrorKind::kBug, "`half`"));
 }
 
+// F6: a layer computes with the packed form, of which a bit flips after packing.
+TEST(FrozenWatchTest, APackedMatrixIsWatchedFromItsPackingOn) {
+  const torch::Tensor weight = at::randn({48, 32});
+  const auto matrix = models::MakeFrozenWeight(weight, models::FrozenUse::kProducts);
+  DerivedWeights derived;
+  derived.matrices.emplace_back("layers.0.q.weight", matrix);
+  FrozenWatch watch({}, derived);
+  EXPECT_EQ(watch.bytes(), 0) << "nothing is packed yet";
+  const torch::Tensor x = at::randn({3, 32}), y = matrix->Multiply(x, torch::kFloat32);
+  matrix->MultiplyTransposed(at::randn({3, 48}), torch::kFloat32);
+  const auto packed = matrix->Packed();
+  ASSERT_EQ(packed.empty(), !models::PacksWeights(torch::kFloat32));
+  EXPECT_GE(watch.bytes(), packed.empty() ? 0 : 2 * static_cast<int64_t>(weight.nbytes()));
+  EXPECT_THAT(watch.CheckAll(), IsOk());
+  for (const models::PackedBytes& bytes : packed) {
+    auto* const first = static_cast<uint8_t*>(const_cast<void*>(bytes.data));
+    first[5] ^= 1;
+    EXPECT_THAT(
+        watch.CheckAll(),
+        FailsWith(ErrorKind::kBug, "frozen weight `layers.0.q.weight` (packed) has changed"));
+    absl::Status status;
+    for (int step = 0; step < 100 && status.ok(); ++step) status = watch.CheckSome(kRound / 50);
+    EXPECT_THAT(status, FailsWith(ErrorKind::kBug, "layers.0.q.weight"));
+    first[5] ^= 1;
+  }
+  EXPECT_THAT(watch.CheckAll(), IsOk());
+  EXPECT_TRUE(at::equal(matrix->Multiply(x, torch::kFloat32), y));
+}
+
+TEST(FrozenWatchTest, ACopyOfAnotherTypeIsWatched) {
+  const torch::Tensor copy = at::arange(16, at::kFloat);
+  DerivedWeights derived;
+  derived.copies.emplace_back("norm.weight", copy);
+  FrozenWatch watch({}, derived);
+  FlipOneBit(copy, 3);
+  EXPECT_THAT(watch.CheckAll(), FailsWith(ErrorKind::kBug, "`norm.weight`"));
+}
+
 TEST(FrozenWatchTest, NothingToWatchIsFine) {
   FrozenWatch watch({});
   EXPECT_THAT(watch.CheckSome(kRound), IsOk());
