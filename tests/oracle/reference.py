@@ -403,7 +403,7 @@ def train(model, samples, optim, steps):
         optimizer.zero_grad()
         loss = backward(model, batch)
         record = dict(step=step, loss=loss, lr=scheduler.get_last_lr()[0])
-        record["tokens"] = sum(len(s.ids) for s in batch)
+        record["tokens"] = sum(len(s.ids) + len(s.target or ()) for s in batch)
         record["trained_tokens"] = sum(s.trained() for s in batch)
         if step == 1:
             record["gradients"] = {name: p.grad.clone() for name, p in parameters.items()}

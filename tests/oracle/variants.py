@@ -419,8 +419,9 @@ CASES |= {
 _T5_ROLES = list(T5_MODULE)
 _SEQ2SEQ = dict(task="seq2seq")
 CASES |= {
+    # At 5e-3 a step passes so close to a kink of the relu that HF itself differs by 3e-3 between float32 and float64.
     "t5_lora": Case(
-        "t5", _lora(sites=[r for r in _T5_ROLES if r != "ffn.gate"]), _optim(), **_SEQ2SEQ
+        "t5", _lora(sites=[r for r in _T5_ROLES if r != "ffn.gate"]), _optim(lr=3e-3), **_SEQ2SEQ
     ),
     "t5_v1_1_lora": Case("t5_v1_1", _lora(sites=_T5_ROLES), _optim(), **_SEQ2SEQ),
     # The encoder is a frozen prefix; and its gradient comes from the decoder alone.
