@@ -148,6 +148,9 @@ check_progress() {
   fail peer "$PEER_LOST" "two restarts in a row committed no $what after $done in $output: not started again; see $output/flight and the log, then sbatch anew"
 }
 
+# True when SLURM has put the job back by itself, as it does after a node failed.
+is_requeued() { [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)" = PENDING ]; }
+
 # Puts the job back into the queue and ends with `code`, or says why not.
 requeue() {
   local code="$1" restarts="${SLURM_RESTART_COUNT:-0}" most="${GRAFT_MAX_RESTARTS:-20}"
@@ -156,7 +159,8 @@ requeue() {
   say "exit code $code: back into the queue (restart $((restarts + 1)) of at most $most)"
   # SLURM ends this script. One that ends by itself meanwhile can be taken for the end of the next start.
   trap - USR1 TERM INT
-  scontrol requeue "$SLURM_JOB_ID" || fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
+  is_requeued || scontrol requeue "$SLURM_JOB_ID" || is_requeued ||
+    fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
   sleep 60
   exit "$code"
 }

@@ -152,8 +152,8 @@ absl::Status Journal::CheckHeader(const std::string& file, const std::string& ru
         absl::StrCat(Printable(path_), ": has version ", version, ", must be ", kVersion));
   }
   return IoError(absl::StrCat(
-      Printable(path_), ": holds results of another run (key ", key.substr(0, 16), "..., this run ",
-      run_key.substr(0, 16),
+      Printable(path_), ": holds results of another run (key ", Printable(key.substr(0, 16)),
+      "..., this run ", run_key.substr(0, 16),
       "...): model, adapter, data, score.method, model.dtype and "
       "parallel.threads must be the same; choose another score.output or move the file away"));
 }
@@ -184,7 +184,9 @@ absl::Status Journal::ReadEntries(std::string_view payload, size_t offset) {
     Result result{worker, std::move(bytes)};
     parts_.erase(id);
     const auto [kept, added] = results_.emplace(id, std::move(result));
-    if (!added) return IoError(absl::StrCat(At(path_, offset), ": item ", id, " comes twice"));
+    if (!added) {
+      return IoError(absl::StrCat(At(path_, offset), ": item ", Printable(id), " comes twice"));
+    }
   }
   return absl::OkStatus();
 }
