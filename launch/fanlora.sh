@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # FanLoRA's four steps: LoRA on all linears tuned on instructions (a), the importance of each module (b), the setting that
-# keeps the most important ones of every layer (c), and that setting on a downstream task beside LoRA-all at the same number
-# of trained parameters (d). What is the paper's and what is ours: docs/fanlora.md.
+# keeps the most important ones of every layer (c), and that setting on a downstream task beside LoRA on all linears and
+# LoRA on q and v at the same number of trained parameters (d). What is the paper's and what is ours: docs/fanlora.md.
 #
 #   launch/fanlora.sh --model DIR --instructions DATA --scoring DATA --task DATA --held-out DATA [OPTION ...] [section.key=value ...]
 #
@@ -122,12 +122,16 @@ score() {
   on_ranks score --config "$out/lora.yaml" "score.method=$method" "score.output=$folder" "$@" "${overrides[@]}"
 }
 
+# What step a trained: the budget of those rows of step d whose rank is to be chosen.
+trained_parameters() { grep --only-matching --max-count=1 '"trainable_parameters": *[0-9]*' "$out/lora/metrics.jsonl" | grep -o '[0-9]*$'; }
+
 # The downstream comparison as compare.py reads it.
 write_study() {
   local method
   cat <<YAML
-title: LoRA on all linears and FanLoRA at equal parameters
+title: LoRA and FanLoRA at equal parameters
 metric: $metric
+budget: $(trained_parameters)
 seeds: [$(IFS=,; echo "${seeds[*]}")]
 recipe:
   model: {path: "$model"}
@@ -138,6 +142,7 @@ recipe:
 methods:
   - {name: backbone}
   - {name: lora-all, adapter: {method: lora, sites: all, rank: $rank, alpha: $((2 * rank))}}
+  - {name: lora-qv, adapter: {method: lora, sites: [attn.q, attn.v]}}
 YAML
   for method in "${methods[@]}"; do
     echo "  - {name: fanlora-$method, adapter: {method: fanlora, setting: \"$out/score-$method/setting.json\"}}"

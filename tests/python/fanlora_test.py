@@ -70,7 +70,13 @@ def test_the_four_steps_leave_scores_settings_pictures_and_the_table(finished):
     assert first["data_fingerprint"] != second["data_fingerprint"]
     tree = json.loads((out / "downstream/compare.json").read_text())
     rows = {row["name"]: row for row in tree["methods"]}
-    assert list(rows) == ["backbone", "lora-all", "fanlora-taylor_sq", "fanlora-magnitude"]
+    assert list(rows) == [
+        "backbone",
+        "lora-all",
+        "lora-qv",
+        "fanlora-taylor_sq",
+        "fanlora-magnitude",
+    ]
     everything = rows["lora-all"]["trainable_parameters"]
     assert everything == 2 * 2 * (2 * 128 + 2 * 96 + 3 * 192)  # rank 2, two layers, seven linears
     for name in list(rows)[2:]:
@@ -81,7 +87,7 @@ def test_the_four_steps_leave_scores_settings_pictures_and_the_table(finished):
 def test_a_second_run_keeps_what_is_done(finished, inputs):
     out, _ = finished
     files = [*out.glob("score-*/importance.json"), *out.glob("downstream/runs/*/*.json")]
-    assert len(files) == 2 + 1 + 3 * 2
+    assert len(files) == 2 + 1 + 4 * 2
     before = {path: path.stat().st_mtime_ns for path in files}
     shutil.rmtree(out / "score-magnitude")
     again = fanlora(inputs, out)
