@@ -22,8 +22,9 @@ void ParaGenerator::Prepare(const models::SiteInput& own, models::SiteContext& c
   const bool reads_source = context.source.defined();
   const models::SiteInput x = reads_source ? models::SiteInput{context.source, nullptr} : own;
   const models::MicroBatch& batch = reads_source ? *context.batch->source : *context.batch;
-  const torch::Tensor scales = context.sequences == nullptr ? Generate(x, batch.segments, context)
-                                                            : GenerateOrRecall(x, context);
+  const torch::Tensor scales = context.sequences == nullptr
+                                   ? Generate(x, batch.segments, context)
+                                   : GenerateOrRecall(x, batch.segments, context);
   int64_t begin = 0;
   for (size_t part = 0; part < options_.widths.size(); ++part) {
     context.scratch[{this, static_cast<int>(part)}] =
@@ -64,10 +65,10 @@ torch::Tensor ParaGenerator::Generate(const models::SiteInput& x,
 }
 
 torch::Tensor ParaGenerator::GenerateOrRecall(const models::SiteInput& x,
+                                              const std::vector<models::Segment>& segments,
                                               const models::SiteContext& context) const {
-  const std::vector<models::Segment>& all = context.batch->segments;
   std::vector<models::Segment> beginning;
-  for (const models::Segment& segment : all) {
+  for (const models::Segment& segment : segments) {
     if (segment.prompt_length > 0) beginning.push_back(segment);
   }
   if (!beginning.empty()) {
@@ -77,7 +78,7 @@ torch::Tensor ParaGenerator::GenerateOrRecall(const models::SiteInput& x,
     }
   }
   std::vector<torch::Tensor> rows;
-  for (const models::Segment& segment : all) {
+  for (const models::Segment& segment : segments) {
     rows.push_back(context.sequences->Get(this, segment.sample_id));
     GRAFT_CHECK(rows.back().defined(),
                 absl::StrCat("sequence ", segment.sample_id, " goes on without having begun"));

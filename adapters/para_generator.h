@@ -56,6 +56,7 @@ class ParaGenerator {
   torch::Tensor Generate(const models::SiteInput& x, const std::vector<models::Segment>& segments,
                          const models::SiteContext& context) const;
   torch::Tensor GenerateOrRecall(const models::SiteInput& x,
+                                 const std::vector<models::Segment>& segments,
                                  const models::SiteContext& context) const;
 
   ParaParameters parameters_;

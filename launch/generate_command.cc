@@ -65,9 +65,10 @@ void PrintSpeed(const comm::ControlVector& total, double seconds) {
 
 absl::Status GenerateCommand(CommandContext& context) {
   const trainer::Recipe& recipe = context.recipe;
-  if (recipe.task.type != "causal_lm") {
-    return RecipeError(absl::StrCat("task.type: found \"", recipe.task.type,
-                                    "\", `graft generate` continues texts; allowed: causal_lm"));
+  if (recipe.task.type != "causal_lm" && recipe.task.type != "seq2seq") {
+    return RecipeError(
+        absl::StrCat("task.type: found \"", recipe.task.type,
+                     "\", `graft generate` writes texts; allowed: causal_lm, seq2seq"));
   }
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
   GRAFT_ASSIGN_OR_RETURN(const auto data, trainer::OpenData(recipe, recipe.data.eval, "data.eval",

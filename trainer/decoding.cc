@@ -1,6 +1,7 @@
 #include "trainer/decoding.h"
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -10,7 +11,7 @@ DecodingQueue::DecodingQueue(std::vector<Prompt> prompts, Options options)
     : options_(std::move(options)) {
   results_.reserve(prompts.size());
   for (Prompt& prompt : prompts)
-    results_.push_back({prompt.sample_id, std::move(prompt.tokens), {}});
+    results_.push_back({prompt.sample_id, prompt.prompt_length, std::move(prompt.tokens), {}});
 }
 
 models::MicroBatch DecodingQueue::Next() {
@@ -18,18 +19,24 @@ models::MicroBatch DecodingQueue::Next() {
   while (static_cast<int64_t>(running_.size()) < room && next_ < results_.size()) {
     Begin(static_cast<int64_t>(next_++));
   }
-  models::MicroBatch batch;
+  models::MicroBatch batch, source;
   rows_.clear();
   for (const int64_t request : running_) {
     const int64_t made = Made(request);
     if (made == 0) {
-      AppendPrompt(request, &batch);
+      AppendPrompt(request, &batch, &source);
       continue;
     }
     int64_t sequence = request * options_.beams;
     for (const int64_t token : LastTokens(request)) {
-      AppendSegment(sequence++, {token}, 0, 0, PromptRows(request) + made - 1, &batch);
+      if (has_encoder()) AppendSegment(sequence, {}, 0, 0, 0, &source);
+      rows_.push_back(
+          AppendSegment(sequence++, {token}, 0, 0, RowsBeforeAnswer(request) + made - 1, &batch));
     }
+  }
+  if (has_encoder()) {
+    for (int64_t& row : rows_) row += source.num_rows();
+    batch.source = std::make_shared<const models::MicroBatch>(std::move(source));
   }
   return batch;
 }
@@ -57,15 +64,19 @@ std::vector<int64_t> DecodingQueue::LastTokens(int64_t request) const {
   return tokens;
 }
 
-void DecodingQueue::AppendPrompt(int64_t request, models::MicroBatch* batch) {
-  const std::vector<int64_t>& prompt = results_[static_cast<size_t>(request)].prompt;
-  AppendSegment(request * options_.beams, prompt, options_.virtual_rows,
-                static_cast<int64_t>(prompt.size()), 0, batch);
+void DecodingQueue::AppendPrompt(int64_t request, models::MicroBatch* batch,
+                                 models::MicroBatch* source) {
+  const Continuation& begun = results_[static_cast<size_t>(request)];
+  const int64_t sequence = request * options_.beams;
+  const int64_t last = AppendSegment(sequence, begun.prompt, options_.virtual_rows,
+                                     begun.prompt_length, 0, has_encoder() ? source : batch);
+  rows_.push_back(has_encoder() ? AppendSegment(sequence, {options_.decoder_start}, 0, 0, 0, batch)
+                                : last);
 }
 
-void DecodingQueue::AppendSegment(int64_t sequence, const std::vector<int64_t>& ids,
-                                  int64_t virtual_rows, int64_t prompt_length, int64_t position,
-                                  models::MicroBatch* batch) {
+int64_t DecodingQueue::AppendSegment(int64_t sequence, const std::vector<int64_t>& ids,
+                                     int64_t virtual_rows, int64_t prompt_length, int64_t position,
+                                     models::MicroBatch* batch) {
   models::Segment segment;
   segment.sample_id = sequence;
   segment.begin = batch->num_rows();
@@ -77,7 +88,7 @@ void DecodingQueue::AppendSegment(int64_t sequence, const std::vector<int64_t>& 
   batch->tokens.insert(batch->tokens.end(), ids.begin(), ids.end());
   batch->positions.resize(batch->tokens.size());
   std::iota(batch->positions.begin() + segment.begin, batch->positions.end(), position);
-  rows_.push_back(segment.begin + segment.length - 1);
+  return segment.begin + segment.length - 1;
 }
 
 SequenceChange DecodingQueue::Accept(const std::vector<int64_t>& tokens) {
@@ -114,13 +125,14 @@ SequenceChange DecodingQueue::Accept(const std::vector<std::vector<BeamCandidate
   return change;
 }
 
-int64_t DecodingQueue::PromptRows(int64_t request) const {
+int64_t DecodingQueue::RowsBeforeAnswer(int64_t request) const {
+  if (has_encoder()) return 1;
   return options_.virtual_rows +
          static_cast<int64_t>(results_[static_cast<size_t>(request)].prompt.size());
 }
 
 int64_t DecodingQueue::LongestAnswer(int64_t request) const {
-  const int64_t room = options_.max_positions - PromptRows(request);
+  const int64_t room = options_.max_positions - RowsBeforeAnswer(request);
   return std::max<int64_t>(1, std::min(options_.max_new_tokens, room));
 }
 

@@ -19,10 +19,12 @@ namespace graft::trainer {
 struct Prompt {
   int64_t sample_id = 0;
   std::vector<int64_t> tokens;  // at least one
+  int64_t prompt_length = 0;  // leading tokens that methods read; a decoder's prompt is all of them
 };
 
 struct Continuation {
   int64_t sample_id = 0;
+  int64_t prompt_length = 0;
   std::vector<int64_t> prompt;
   std::vector<int64_t> tokens;  // generated, the end token included when there is one
 };
@@ -37,9 +39,11 @@ class DecodingQueue {
  public:
   struct Options {
     int64_t max_new_tokens = 128;
-    int64_t max_positions = 0;        // soft prompt, prompt and answer together
-    int64_t virtual_rows = 0;         // of a soft prompt in front of each prompt
+    int64_t max_positions = 0;  // of the decoder: what stands before the answer, and the answer
+    int64_t virtual_rows = 0;   // of a soft prompt in front of each prompt
     std::vector<int64_t> end_tokens;  // any of them ends a sequence
+    // An encoder reads the prompt, and the decoder begins with this token; -1: there is no encoder.
+    int64_t decoder_start = -1;
     int64_t width = 16;
     int64_t beams = 1;  // 1: one sequence per request, whose tokens the caller chooses
   };
@@ -48,9 +52,11 @@ class DecodingQueue {
   bool done() const { return running_.empty() && next_ == results_.size(); }
   // The next step. Segment::sample_id is the sequence number, which names it in the caches: request
   // (index of the prompt) * beams + beam. A prompt runs once, as its request's first sequence.
-  // Positions go on where the sequence stands.
+  // Positions go on where the sequence stands. Behind an encoder, `source` has one segment for each
+  // of the decoder's: the prompt where a request begins, without rows where it goes on.
   models::MicroBatch Next();
-  // Of the batch that Next gave: the last row of each segment, whose logits choose the next token.
+  // Of the state of the batch that Next gave (boundary_rows() of it): the last row of each of the
+  // decoder's segments, whose logits choose the next token.
   const std::vector<int64_t>& rows() const { return rows_; }
   // The requests of the step, in the order of their rows.
   const std::vector<int64_t>& requests() const { return running_; }
@@ -70,10 +76,13 @@ class DecodingQueue {
   void Begin(int64_t request);
   int64_t Made(int64_t request) const;
   std::vector<int64_t> LastTokens(int64_t request) const;
-  void AppendPrompt(int64_t request, models::MicroBatch* batch);
-  void AppendSegment(int64_t sequence, const std::vector<int64_t>& ids, int64_t virtual_rows,
-                     int64_t prompt_length, int64_t position, models::MicroBatch* batch);
-  int64_t PromptRows(int64_t request) const;
+  void AppendPrompt(int64_t request, models::MicroBatch* batch, models::MicroBatch* source);
+  // Returns its last row.
+  static int64_t AppendSegment(int64_t sequence, const std::vector<int64_t>& ids,
+                               int64_t virtual_rows, int64_t prompt_length, int64_t position,
+                               models::MicroBatch* batch);
+  bool has_encoder() const { return options_.decoder_start >= 0; }
+  int64_t RowsBeforeAnswer(int64_t request) const;
   int64_t LongestAnswer(int64_t request) const;
   bool Ended(int64_t request) const;
 

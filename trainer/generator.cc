@@ -45,7 +45,7 @@ class PipelinedForward {
       context.batch = &batch;
       context.sequences = &states_;
       models::Backbone& backbone = model_.stage().backbone(part.chunk);
-      h = part.embed ? backbone.Embed(context) : TakeHidden(plan, i, batch.num_rows(), h);
+      h = part.embed ? backbone.Embed(context) : TakeHidden(plan, i, batch.boundary_rows(), h);
       h = backbone.Layers(h, context, caches_[static_cast<size_t>(part.chunk)].get());
       if (part.head)
         logits = backbone.Logits(h, rows);
@@ -94,12 +94,15 @@ absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
   for (const std::vector<int64_t>& batch : samples) {
     for (const int64_t index : batch) {
       const Sample sample = data.at(index);
-      const auto ids = sample.input_ids.first(static_cast<size_t>(sample.prompt_length));
+      // An encoder reads the whole input; a decoder goes on behind the prompt.
+      const auto ids = data.info().kind == DataKind::kSeq2Seq
+                           ? sample.input_ids
+                           : sample.input_ids.first(static_cast<size_t>(sample.prompt_length));
       if (ids.empty()) {
         return InputError(absl::StrCat("data.eval: ", data.folder(), ": prompt_lengths: sample ",
                                        sample.sample_id, " has 0, `generate` needs at least 1"));
       }
-      prompts.push_back({sample.sample_id, {ids.begin(), ids.end()}});
+      prompts.push_back({sample.sample_id, {ids.begin(), ids.end()}, sample.prompt_length});
     }
   }
   return prompts;
@@ -220,12 +223,14 @@ absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dat
       EvaluationMicroBatches(num_samples, kWidth, model.grid().data, model.data_rank());
   absl::StatusOr<std::vector<Prompt>> prompts = PromptsOf(data, share);
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(model.world().all(), prompts.status()));
-  DecodingQueue queue(*std::move(prompts), {.max_new_tokens = options.max_new_tokens,
-                                            .max_positions = config.longest_sequence(),
-                                            .virtual_rows = model.method().virtual_rows(),
-                                            .end_tokens = config.eos_token_ids,
-                                            .width = kWidth,
-                                            .beams = options.beams});
+  DecodingQueue queue(*std::move(prompts),
+                      {.max_new_tokens = options.max_new_tokens,
+                       .max_positions = config.longest_sequence(),
+                       .virtual_rows = model.method().virtual_rows(),
+                       .end_tokens = config.eos_token_ids,
+                       .decoder_start = config.has_encoder() ? config.decoder_start_token_id : -1,
+                       .width = kWidth,
+                       .beams = options.beams});
   at::NoGradGuard no_grad;
   PipelinedForward forward(model);
   comm::Communicator& pipeline = *model.groups().pipeline_group;

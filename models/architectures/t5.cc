@@ -88,11 +88,12 @@ class T5 : public LayerStack {
   static torch::Tensor DecoderRows(const torch::Tensor& h, const MicroBatch& batch) {
     return h.narrow(0, batch.source->num_rows(), batch.num_rows());
   }
-  torch::Tensor Forward(const Layer& layer, torch::Tensor x, SiteContext& context) const;
-  torch::Tensor SelfAttention(const Layer& layer, const torch::Tensor& x,
-                              SiteContext& context) const;
-  torch::Tensor CrossAttention(const Layer& layer, const torch::Tensor& x,
-                               SiteContext& context) const;
+  torch::Tensor Forward(const Layer& layer, torch::Tensor x, SiteContext& context,
+                        LayerKvCache* cache) const;
+  torch::Tensor SelfAttention(const Layer& layer, const torch::Tensor& x, SiteContext& context,
+                              LayerKvCache* cache) const;
+  torch::Tensor CrossAttention(const Layer& layer, const torch::Tensor& x, SiteContext& context,
+                               LayerKvCache* cache) const;
   torch::Tensor FeedForward(const Layer& layer, const torch::Tensor& x, SiteContext& context) const;
   torch::Tensor Linear(const Layer& layer, Role role, SiteInput x, SiteContext& context) const {
     return LayerStack::Linear(layer.linears.at(role), role, std::move(x), context);
@@ -122,17 +123,18 @@ class T5 : public LayerStack {
 };
 
 torch::Tensor T5::Layers(torch::Tensor h, SiteContext& context, KvCache* cache) {
-  GRAFT_CHECK(cache == nullptr, "T5 has no cache of keys and values");
   const MicroBatch& batch = *context.batch;
-  const LayerBody body = [this](size_t i, torch::Tensor x, SiteContext& at, LayerKvCache*) {
-    return Forward(layers_[i], std::move(x), at);
+  const LayerBody body = [this](size_t i, torch::Tensor x, SiteContext& at, LayerKvCache* kv) {
+    return Forward(layers_[i], std::move(x), at, kv);
   };
   const size_t cut = num_encoder_layers(), end = layers_.size();
   torch::Tensor source = h.narrow(0, 0, batch.source->num_rows());
   torch::Tensor target = DecoderRows(h, batch);
-  if (cut > 0) {
+  // The encoder sees a prompt whole, once: it keeps nothing, and has nothing to do while sequences
+  // go on.
+  if (cut > 0 && source.size(0) > 0) {
     context.batch = batch.source.get();
-    source = RunLayers(source, 0, cut, context, cache, body);
+    source = RunLayers(source, 0, cut, context, nullptr, body);
     context.batch = &batch;
     if (range_.first_layer + static_cast<int64_t>(cut) == config_.encoder_layers) {
       source = encoder_norm_.Forward(source).value;
@@ -148,29 +150,30 @@ torch::Tensor T5::Layers(torch::Tensor h, SiteContext& context, KvCache* cache) 
 
 // One layer, from the residual stream to the residual stream: x (N, D) -> (N, D), of the encoder's
 // or of the decoder's rows.
-torch::Tensor T5::Forward(const Layer& layer, torch::Tensor x, SiteContext& context) const {
+torch::Tensor T5::Forward(const Layer& layer, torch::Tensor x, SiteContext& context,
+                          LayerKvCache* cache) const {
   x = sites_->EditHidden(Role::kLayerIn, x, context);
-  x = x + SelfAttention(layer, x, context);
-  if (IsDecoder(config_, context.layer)) x = x + CrossAttention(layer, x, context);
+  x = x + SelfAttention(layer, x, context, cache);
+  if (IsDecoder(config_, context.layer)) x = x + CrossAttention(layer, x, context, cache);
   x = x + FeedForward(layer, x, context);
   return sites_->EditHidden(Role::kLayerOut, x, context);
 }
 
-torch::Tensor T5::SelfAttention(const Layer& layer, const torch::Tensor& x,
-                                SiteContext& context) const {
+torch::Tensor T5::SelfAttention(const Layer& layer, const torch::Tensor& x, SiteContext& context,
+                                LayerKvCache* cache) const {
   const bool decoder = IsDecoder(config_, context.layer);
   const SiteInput normed = layer.attention_norm.Forward(x);
   const torch::Tensor q = Linear(layer, Role::kAttnQ, normed, context);
   const torch::Tensor k = Linear(layer, Role::kAttnK, normed, context);
   const torch::Tensor v = Linear(layer, Role::kAttnV, normed, context);
   const torch::Tensor mixed =
-      Attend(q, k, v, ShapeOf(decoder, decoder ? decoder_bias_ : encoder_bias_), context, nullptr);
+      Attend(q, k, v, ShapeOf(decoder, decoder ? decoder_bias_ : encoder_bias_), context, cache);
   const torch::Tensor out = Linear(layer, Role::kAttnO, {mixed, nullptr}, context);
   return sites_->EditHidden(Role::kAttnOut, out, context);
 }
 
-torch::Tensor T5::CrossAttention(const Layer& layer, const torch::Tensor& x,
-                                 SiteContext& context) const {
+torch::Tensor T5::CrossAttention(const Layer& layer, const torch::Tensor& x, SiteContext& context,
+                                 LayerKvCache* cache) const {
   const MicroBatch& batch = *context.batch;
   const SiteInput normed = layer.cross_norm.Forward(x);
   const torch::Tensor q = Linear(layer, Role::kCrossQ, normed, context);
@@ -180,8 +183,11 @@ torch::Tensor T5::CrossAttention(const Layer& layer, const torch::Tensor& x,
   const torch::Tensor k = Linear(layer, Role::kCrossK, source, context);
   const torch::Tensor v = Linear(layer, Role::kCrossV, source, context);
   context.batch = &batch;
-  const torch::Tensor mixed = models::CrossAttention(
-      q, k, v, batch.segments, batch.source->segments, ShapeOf(/*causal=*/false, nullptr));
+  const AttentionShape shape = ShapeOf(/*causal=*/false, nullptr);
+  const auto& own = batch.segments;
+  const auto& theirs = batch.source->segments;
+  const torch::Tensor mixed = cache == nullptr ? models::CrossAttention(q, k, v, own, theirs, shape)
+                                               : cache->AttendSource(q, k, v, own, theirs, shape);
   return Linear(layer, Role::kCrossO, {mixed, nullptr}, context);
 }
 

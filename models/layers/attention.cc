@@ -1,6 +1,7 @@
 #include "models/layers/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -42,15 +43,48 @@ torch::Dtype KernelType(const torch::Tensor& x) {
                                                                    : x.scalar_type();
 }
 
+// (1, heads, queries, keys), of the last `num_queries` of `num_keys` positions.
+torch::Tensor BiasMask(int64_t num_queries, int64_t num_keys, const RelativeBias& bias,
+                       int64_t num_heads) {
+  const torch::Tensor query = at::arange(num_keys - num_queries, num_keys).unsqueeze(1);
+  const torch::Tensor distance =
+      (at::arange(num_keys).unsqueeze(0) - query).clamp(-bias.reach, bias.reach) + bias.reach;
+  const torch::Tensor values =
+      torch::tensor(bias.values, torch::kFloat32).view({num_heads, 2 * bias.reach + 1});
+  return values.index_select(1, distance.flatten()).view({1, num_heads, num_queries, num_keys});
+}
+
 // LibTorch's kernel, without gradient: with a cache the work is reading it, not multiplying.
 torch::Tensor RunKernel(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const AttentionShape& shape) {
+  const int64_t queries = q.size(2), keys = k.size(2);
   std::optional<torch::Tensor> mask;
-  if (shape.causal) {
-    mask = WindowMask(q.size(2), k.size(2), shape.sliding_window, q.scalar_type());
+  if (shape.causal) mask = WindowMask(queries, keys, shape.sliding_window, q.scalar_type());
+  bool causal = shape.causal && !mask.has_value() && queries > 1;
+  if (shape.bias != nullptr) {
+    torch::Tensor both = BiasMask(queries, keys, *shape.bias, shape.num_heads);
+    if (causal) both = both + at::full({queries, keys}, -INFINITY).triu(1);
+    if (mask.has_value()) both = both + *mask;
+    mask = both.to(q.scalar_type());
+    causal = false;
   }
-  const bool causal = shape.causal && !mask.has_value() && q.size(2) > 1;
-  return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask));
+  std::optional<double> scale;
+  if (shape.scale != 0) scale = shape.scale;
+  return std::get<0>(
+      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask, scale));
+}
+
+// Rows of `segment` of the queries against `length` rows of keys and values, into `out`.
+void AttendSegment(const torch::Tensor& q, const torch::Tensor& keys, const torch::Tensor& values,
+                   int64_t length, const Segment& segment, const AttentionShape& shape,
+                   torch::Tensor& out) {
+  const torch::Dtype dtype = KernelType(q);
+  const int64_t d = shape.head_dim;
+  const torch::Tensor result =
+      RunKernel(Heads(q, segment.begin, segment.length, shape.num_heads, d).to(dtype),
+                Heads(keys, 0, length, shape.num_kv_heads, d).to(dtype),
+                Heads(values, 0, length, shape.num_kv_heads, d).to(dtype), shape);
+  Heads(out, segment.begin, segment.length, shape.num_heads, d).copy_(result);
 }
 
 struct AttentionCall {
@@ -119,18 +153,30 @@ torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& 
                                    const torch::Tensor& v, const std::vector<Segment>& segments,
                                    const AttentionShape& shape) {
   torch::Tensor out = at::empty_like(q);
-  const torch::Dtype dtype = KernelType(q);
   for (const Segment& segment : segments) {
     if (segment.length == 0) continue;
     Entry& entry = sequences_[segment.sample_id];
     Append(entry, k.narrow(0, segment.begin, segment.length),
            v.narrow(0, segment.begin, segment.length));
-    const int64_t d = shape.head_dim;
-    const torch::Tensor result =
-        RunKernel(Heads(q, segment.begin, segment.length, shape.num_heads, d).to(dtype),
-                  Heads(entry.keys, 0, entry.length, shape.num_kv_heads, d).to(dtype),
-                  Heads(entry.values, 0, entry.length, shape.num_kv_heads, d).to(dtype), shape);
-    Heads(out, segment.begin, segment.length, shape.num_heads, d).copy_(result);
+    AttendSegment(q, entry.keys, entry.values, entry.length, segment, shape, out);
+  }
+  return out;
+}
+
+torch::Tensor LayerKvCache::AttendSource(const torch::Tensor& q, const torch::Tensor& k,
+                                         const torch::Tensor& v,
+                                         const std::vector<Segment>& segments,
+                                         const std::vector<Segment>& key_segments,
+                                         const AttentionShape& shape) {
+  torch::Tensor out = at::empty_like(q);
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const Segment& keys = key_segments[i];
+    Source& source = sources_[segments[i].sample_id];
+    if (keys.length > 0) {
+      source = {k.narrow(0, keys.begin, keys.length).clone(),
+                v.narrow(0, keys.begin, keys.length).clone()};
+    }
+    AttendSegment(q, source.keys, source.values, source.keys.size(0), segments[i], shape, out);
   }
   return out;
 }
@@ -144,6 +190,7 @@ LayerKvCache::Entry LayerKvCache::Entry::Copy() const {
 
 void LayerKvCache::Fork(const std::vector<SequenceFork>& forks) {
   ForkSequences(sequences_, forks, [](const Entry& entry) { return entry.Copy(); });
+  ForkSequences(sources_, forks, [](const Source& source) { return source; });
 }
 
 int64_t LayerKvCache::Length(int64_t sequence) const {

@@ -49,7 +49,16 @@ class LayerKvCache {
   // Appends the segments' rows and attends to everything cached. No gradient.
   torch::Tensor Attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                        const std::vector<Segment>& segments, const AttentionShape& shape);
-  void Drop(int64_t sequence) { sequences_.erase(sequence); }
+  // The same for a decoder's look at the encoder's rows: segment i of the queries sees what key
+  // segment i brought when it had rows, in its sequence's first step; later it has none. Forks
+  // share these keys and values.
+  torch::Tensor AttendSource(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                             const std::vector<Segment>& segments,
+                             const std::vector<Segment>& key_segments, const AttentionShape& shape);
+  void Drop(int64_t sequence) {
+    sequences_.erase(sequence);
+    sources_.erase(sequence);
+  }
   void Fork(const std::vector<SequenceFork>& forks);
   int64_t Length(int64_t sequence) const;
 
@@ -59,8 +68,12 @@ class LayerKvCache {
     int64_t length = 0;
     Entry Copy() const;
   };
+  struct Source {
+    torch::Tensor keys, values;  // (encoder rows, heads * head_dim), never changed
+  };
   void Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v);
   std::map<int64_t, Entry> sequences_;
+  std::map<int64_t, Source> sources_;
 };
 
 }  // namespace graft::models

@@ -322,6 +322,43 @@ TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
   }
 }
 
+TEST_F(LayersTest, CachedAttentionAddsTheRelativeBias) {
+  auto bias = std::make_shared<RelativeBias>();
+  bias->reach = 3;
+  const Tensor values = at::randn({4, 7});
+  bias->values.assign(values.const_data_ptr<float>(), values.const_data_ptr<float>() + 28);
+  const AttentionShape shape{4, 4, 8, 0, /*causal=*/true, /*scale=*/1.0f, bias};
+  const Tensor q = Random({9, 32}, false), k = Random({9, 32}, false), v = Random({9, 32}, false);
+  LayerKvCache cache;
+  std::vector<Tensor> parts;
+  int64_t begin = 0;
+  for (const int64_t length : {4, 1, 3, 1}) {
+    const auto rows = [&](const Tensor& x) { return x.narrow(0, begin, length).contiguous(); };
+    parts.push_back(cache.Attend(rows(q), rows(k), rows(v), {{7, 0, length, 0}}, shape));
+    begin += length;
+  }
+  EXPECT_LE(RelativeError(at::cat(parts), Attention(q, k, v, {{7, 0, 9, 0}}, shape)), 2e-6);
+}
+
+// The second step brings keys of a new sequence and none of the old one, which has forked.
+TEST_F(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
+  const AttentionShape shape{4, 4, 8, 0, /*causal=*/false, /*scale=*/1.0f};
+  const Tensor q = Random({4, 32}, false), k = Random({8, 32}, false), v = Random({8, 32}, false);
+  LayerKvCache cache;
+  const auto rows = [](const Tensor& x, int64_t begin, int64_t n) {
+    return x.narrow(0, begin, n).contiguous();
+  };
+  const Tensor first = cache.AttendSource(rows(q, 0, 1), rows(k, 0, 5), rows(v, 0, 5),
+                                          {{2, 0, 1, 0}}, {{2, 0, 5, 5}}, shape);
+  cache.Fork({{2, 2}, {2, 3}});
+  const Tensor second = cache.AttendSource(rows(q, 1, 3), rows(k, 5, 3), rows(v, 5, 3),
+                                           {{2, 0, 1, 0}, {3, 1, 1, 0}, {9, 2, 1, 0}},
+                                           {{2, 0, 0, 0}, {3, 0, 0, 0}, {9, 0, 3, 3}}, shape);
+  const Tensor want =
+      CrossAttention(q, k, v, {{0, 0, 3, 0}, {1, 3, 1, 0}}, {{0, 0, 5, 0}, {1, 5, 3, 0}}, shape);
+  EXPECT_LE(RelativeError(at::cat({first, second}), want), 2e-6);
+}
+
 // Two children of one parent share its past and go their own ways.
 TEST_F(LayersTest, ForkedCachesGoOnByThemselves) {
   const AttentionShape shape{4, 2, 8, 0};

@@ -132,19 +132,28 @@ def test_eval_with_labels(name, data, pipeline, tmp_path):
         ("mistral_para_some", 1, 1),
         ("gpt2_para", 1, 2),
         ("gpt2_lopa", 1, 1),
+        ("t5_lora", 1, 1),
+        ("t5_v1_1_lora", 1, 3),
+        ("t5_ia3", 2, 1),
+        ("t5_v1_1_red", 1, 2),
+        ("t5_para", 1, 2),
+        ("t5_v1_1_para_attention", 2, 2),
+        ("t5_prompt_tuning", 1, 1),
+        ("t5_idpg", 1, 2),
+        ("t5_v1_1_lopa", 2, 1),
     ],
 )
-def test_generate(name, data, pipeline, evaluation_samples, tmp_path):
+def test_generate(name, data, pipeline, tmp_path):
     golden = Golden(name)
+    task = golden.numbers["case"]["task"]
+    samples = prepared_data.read(data_folder(task, "eval"))
     sections = dict(
         parallel=dict(data=data, pipeline=pipeline), generate=dict(max_new_tokens=NEW_TOKENS)
     )
     said = read_json(run("generate", recipe(golden, tmp_path, **sections), tmp_path))
     lines = (tmp_path / "generations.jsonl").read_text().splitlines()
-    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
-    expected = [
-        reference.greedy(model, s.ids[: s.prompt_length], NEW_TOKENS) for s in evaluation_samples
-    ]
+    model = reference.load_adapter(reference.load_model(golden.model, task=task), golden.folder / "initial")
+    expected = [reference.greedy(model, sample, NEW_TOKENS) for sample in samples]
     assert [json.loads(line)["tokens"] for line in lines] == expected
     assert (said["samples"], said["tokens"]) == (len(expected), sum(map(len, expected)))
 
@@ -177,10 +186,16 @@ def with_end_tokens(model_folder, end_tokens, folder):
         ("gqa_para", 1, 1, 4, MANY_ENDS),
         ("gpt2_para", 1, 2, 3, MANY_ENDS),
         ("gpt2_lopa", 2, 2, 2, [2]),
+        ("t5_lora", 1, 1, 4, MANY_ENDS),
+        ("t5_v1_1_lora", 1, 2, 3, MANY_ENDS),
+        ("t5_para", 2, 1, 3, MANY_ENDS),
+        ("t5_idpg", 1, 4, 2, [2]),
     ],
 )
-def test_beam_search(name, data, pipeline, num_beams, end_tokens, evaluation_samples, tmp_path):
+def test_beam_search(name, data, pipeline, num_beams, end_tokens, tmp_path):
     golden = Golden(name)
+    task = golden.numbers["case"]["task"]
+    samples = prepared_data.read(data_folder(task, "eval"))
     sections = dict(
         model=dict(path=with_end_tokens(golden.model, end_tokens, tmp_path / "model")),
         parallel=dict(data=data, pipeline=pipeline),
@@ -188,11 +203,8 @@ def test_beam_search(name, data, pipeline, num_beams, end_tokens, evaluation_sam
     )
     run("generate", recipe(golden, tmp_path, **sections), tmp_path)
     lines = (tmp_path / "generations.jsonl").read_text().splitlines()
-    model = reference.load_adapter(reference.load_model(golden.model), golden.folder / "initial")
-    expected = [
-        beams.search(model, s.ids[: s.prompt_length], num_beams, BEAM_TOKENS, end_tokens)
-        for s in evaluation_samples
-    ]
+    model = reference.load_adapter(reference.load_model(golden.model, task=task), golden.folder / "initial")
+    expected = [beams.search(model, s, num_beams, BEAM_TOKENS, end_tokens) for s in samples]
     assert [json.loads(line)["tokens"] for line in lines] == expected
     if name in ENDING_EARLY:
         assert len({len(tokens) for tokens in expected}) > 1
@@ -223,14 +235,13 @@ def test_prompt(name, data, evaluation_samples, tmp_path):
     for (sample_id, answer), sample in list(zip(tokens.items(), evaluation_samples))[::3]:
         folder = tmp_path / "prompts" / str(sample_id)
         served = PeftModel.from_pretrained(reference.load_model(golden.model), folder)
-        prompt = sample.ids[: sample.prompt_length]
         with torch.no_grad():
             difference = logits_difference(
                 reference.logits(served, sample.ids),
                 reference.logits(own, sample.ids, sample.prompt_length),
             )
         assert difference <= LOGITS_ABSOLUTE
-        assert reference.greedy(served, prompt, NEW_TOKENS) == answer
+        assert reference.greedy(served, sample, NEW_TOKENS) == answer
 
 
 def test_prompt_refuses(tmp_path):

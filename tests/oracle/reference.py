@@ -351,12 +351,19 @@ def evaluate(model, samples):
     return sum(loss_sum(model, s).double().item() for s in samples) / count
 
 
+def next_logits(model, sample, said):
+    """(V) behind what was said on a sample: by a decoder after the sample's prompt, or by one that reads an encoder of all of it."""
+    if sample.target is None:
+        return logits(model, sample.ids[: sample.prompt_length] + said, sample.prompt_length)[-1]
+    return logits(model, sample.ids, sample.prompt_length, target=[*said, 0])[-1]
+
+
 @torch.no_grad()
-def greedy(model, prompt, max_new_tokens):
-    """Continuation of a prompt, without a cache; ends with the model's end token where that comes."""
+def greedy(model, sample, max_new_tokens):
+    """What a model says on a sample, without a cache; ends with the model's end token where that comes."""
     tokens = []
     while len(tokens) < max_new_tokens:
-        tokens.append(int(logits(model, prompt + tokens, len(prompt))[-1].argmax()))
+        tokens.append(int(next_logits(model, sample, tokens).argmax()))
         if tokens[-1] == model.config.eos_token_id:
             break
     return tokens

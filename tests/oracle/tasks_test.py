@@ -43,7 +43,6 @@ REFUSALS = [
     ("roberta_lora", "generate", {}, 78, "task.type"),
     ("roberta_lora", "train", dict(eval=dict(every=5, metric="pearson")), 78, "accuracy"),
     ("roberta_headless_red", "train", dict(task=dict(type="seq2seq")), 78, "data.train"),
-    ("t5_lora", "generate", {}, 78, "task.type"),
     ("gpt2_lora_joint", "train", dict(adapter=dict(fused="split")), 65, "joint"),
 ]
 

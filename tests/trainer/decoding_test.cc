@@ -46,7 +46,7 @@ TEST(DecodingQueueTest, PromptsRunWholeThenOneTokenAtATime) {
 
 TEST(DecodingQueueTest, ASoftPromptStandsInFrontOfEachPromptOnce) {
   DecodingQueue queue(
-      {{70, {5, 6}}},
+      {{70, {5, 6}, 2}},
       {.max_new_tokens = 9, .max_positions = 7, .virtual_rows = 3, .end_tokens = {}, .width = 4});
   models::MicroBatch batch = queue.Next();
   EXPECT_THAT(batch.tokens, ElementsAre(0, 0, 0, 5, 6));
@@ -60,6 +60,39 @@ TEST(DecodingQueueTest, ASoftPromptStandsInFrontOfEachPromptOnce) {
   EXPECT_THAT(batch.positions, ElementsAre(5));
   EXPECT_EQ(batch.segments[0].virtual_rows, 0);
   EXPECT_THAT(Ended(queue, {11}), ElementsAre(0));  // position 7 would be the eighth
+}
+
+// Two requests of which the second begins while the first goes on.
+TEST(DecodingQueueTest, AnEncoderReadsThePromptAndTheDecoderBeginsWithItsOwnToken) {
+  DecodingQueue queue({{70, {5, 6, 7}, 2}, {71, {8}, 1}},
+                      {.max_new_tokens = 2,
+                       .max_positions = 3,  // the prompt takes none of them
+                       .virtual_rows = 1,
+                       .end_tokens = {99},
+                       .decoder_start = 4,
+                       .width = 1});
+  models::MicroBatch batch = queue.Next();
+  ASSERT_NE(batch.source, nullptr);
+  EXPECT_THAT(batch.source->tokens, ElementsAre(0, 5, 6, 7));
+  EXPECT_EQ(batch.source->segments[0].prompt_length, 2);
+  EXPECT_EQ(batch.source->segments[0].virtual_rows, 1);
+  EXPECT_THAT(batch.tokens, ElementsAre(4));
+  EXPECT_EQ(batch.segments[0].virtual_rows, 0);
+  EXPECT_THAT(queue.rows(), ElementsAre(4));  // behind the four rows of the encoder
+  EXPECT_THAT(Ended(queue, {10}), ElementsAre());
+  batch = queue.Next();
+  EXPECT_EQ(batch.source->num_rows(), 0);
+  ASSERT_EQ(batch.source->segments.size(), 1u);
+  EXPECT_EQ(batch.source->segments[0].sample_id, 0);
+  EXPECT_THAT(batch.tokens, ElementsAre(10));
+  EXPECT_THAT(batch.positions, ElementsAre(1));
+  EXPECT_THAT(queue.rows(), ElementsAre(0));
+  EXPECT_THAT(Ended(queue, {11}), ElementsAre(0));
+  batch = queue.Next();
+  EXPECT_THAT(batch.source->tokens, ElementsAre(0, 8));
+  EXPECT_THAT(Ended(queue, {99}), ElementsAre(1));
+  EXPECT_TRUE(queue.done());
+  EXPECT_THAT(queue.results()[0].prompt, ElementsAre(5, 6, 7));
 }
 
 TEST(DecodingQueueTest, AFinishedSequenceMakesRoomForTheNextPrompt) {
