@@ -59,6 +59,8 @@ struct AttachOptions {
   // Where the stage has the embedding: rows of the frozen word embedding, (ids, D) in the model's dtype.
   int64_t vocab_size = 0;
   std::function<torch::Tensor(const std::vector<int64_t>& ids)> word_embeddings;
+  // Of a method that trains the backbone: the leaves of this stage by HF name, each on the one stage that owns it.
+  std::vector<std::pair<std::string, torch::Tensor>> trained_weights;
 };
 
 // What the adapter folder says beside the tensors.
@@ -72,6 +74,7 @@ struct ModelFacts {
   std::string model_type;
   std::vector<models::SiteSpec> sites;  // of the whole model
   int num_layers = 0;
+  std::vector<ParameterSpec> weights = {};  // what the task runs of the whole model, by HF name, in the order of layers
 };
 
 // A linear's edit y += scale (x a^T) b^T, as scoring reads it (methods.md 16). Views of the parameters.
@@ -99,6 +102,8 @@ class Method {
   virtual bool reads_first_row() const { return false; }
   // What stands before the names of a task head in the adapter folder, as huggingface/peft has it for the method's type.
   virtual const char* head_prefix() const { return "base_model.model."; }
+  // True when the parameters are the backbone's own weights (BackboneOptions::train_weights) and a run leaves a model folder.
+  virtual bool trains_backbone() const { return false; }
   // True when it makes something of the prompt's rows: then a data set must have prompts.
   virtual bool reads_prompt() const { return false; }
   // Sites of `model_sites` (the whole model's) that the method acts on, after `layers` has been applied to model_sites. Error kind recipe when a pattern

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters/fanlora.h"
+#include "adapters/full.h"
 #include "adapters/ia3.h"
 #include "adapters/idpg.h"
 #include "adapters/lopa.h"
@@ -29,6 +30,7 @@ std::unique_ptr<Method> Make() {
 
 constexpr Entry kMethods[] = {
     {"fanlora", &Make<FanLora>},
+    {"full", &Make<Full>},
     {"ia3", &Make<Ia3>},
     {"idpg", &Make<Idpg>},
     {"lopa", &Make<Lopa>},

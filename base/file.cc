@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -246,6 +248,21 @@ absl::Status RemoveTree(const std::string& path) {
     return errno == ENOENT ? absl::OkStatus() : WriteError(folder, "opening the folder", errno);
   }
   return RemoveEntry(fd.get(), Basename(path), path);
+}
+
+absl::Status CopyFolder(const std::string& from, const std::string& to) {
+  const std::string temporary = JoinPath(FolderOf(to), absl::StrCat(".", Basename(to), ".tmp"));
+  GRAFT_RETURN_IF_ERROR(RemoveTree(temporary));
+  GRAFT_RETURN_IF_ERROR(MakeDirs(temporary));
+  GRAFT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(from));
+  for (const std::string& name : names) {
+    std::error_code error;
+    std::filesystem::copy_file(JoinPath(from, name), JoinPath(temporary, name), error);
+    if (error) return WriteError(JoinPath(from, name), "copying it", error.value());
+  }
+  GRAFT_RETURN_IF_ERROR(RemoveTree(to));
+  GRAFT_RETURN_IF_ERROR(RenamePath(temporary, to));
+  return SyncFolder(FolderOf(to));
 }
 
 absl::Status RenamePath(const std::string& from, const std::string& to) {

@@ -66,6 +66,8 @@ std::string FolderOf(const std::string& path);
 absl::Status MakeDirs(const std::string& path);
 // Removes a file or a tree without following links. OK when it does not exist.
 absl::Status RemoveTree(const std::string& path);
+// Copies the regular files of a folder; `to` appears complete, in place of what is there.
+absl::Status CopyFolder(const std::string& from, const std::string& to);
 absl::Status RenamePath(const std::string& from, const std::string& to);
 // fsync of a folder, so that renames in it last.
 absl::Status SyncFolder(const std::string& path);

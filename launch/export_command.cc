@@ -44,9 +44,13 @@ absl::Status ExportCommand(CommandContext& context) {
   GRAFT_ASSIGN_OR_RETURN(const sharding::NamedTensors tensors,
                          trainer::ReadExportSource(recipe, adapter));
   const std::string to = WithoutLastSlash(recipe.export_.to);
+  if (adapter.method->trains_backbone() && !recipe.export_.merge) {
+    return RecipeError("export.merge: found false, method full leaves a model; allowed: true");
+  }
   if (recipe.export_.merge) {
     GRAFT_RETURN_IF_ERROR(trainer::RequireKeys(recipe, {"model.path"}, "export with merge"));
     trainer::MergeOptions options{.follow_links = recipe.model.follow_links};
+    options.trained_dtype = trainer::RecipeDtype(recipe);
     if (data != nullptr) options.labels = data->info().labels;
     GRAFT_RETURN_IF_ERROR(trainer::MergeModel(recipe.model.path, config, *adapter.method,
                                               adapter.matched, tensors, to, options));

@@ -34,6 +34,7 @@ struct BackboneOptions {
   torch::Device device = torch::kCPU;
   bool recompute = false;                 // model.recompute: layer
   bool pool_first_row = false;            // an encoder's task head reads row 0 of a sample, be it a soft prompt's; false: the text's first
+  bool train_weights = false;             // method `full`: the weights are float32 leaves (trained_weights()), computed with in `dtype`
   bool language_head = true;              // false: a task head stands at the end, the projection to the vocabulary is not loaded
 };
 
@@ -46,6 +47,9 @@ class Backbone {
   SiteTable& sites() { return *sites_; }
   virtual int64_t frozen_parameters() const = 0;  // of this part; a tied head on another stage than the embedding counts there too
   virtual int64_t frozen_bytes() const = 0;
+  // With train_weights: what this part computes with, by HF name, each a leaf that requires grad; a tensor that several parts use is in each
+  // of them (tied embeddings, T5's bias tables). Else empty.
+  const std::vector<std::pair<std::string, torch::Tensor>>& trained_weights() const { return trained_weights_; }
 
   // batch.tokens -> (N, D). The `embed` site edits the word embeddings of all rows, before position embeddings are added. Only when
   // range().embed.
@@ -74,6 +78,7 @@ class Backbone {
   ModelConfig config_;
   LayerRange range_;
   std::shared_ptr<SiteTable> sites_ = std::make_shared<SiteTable>();
+  std::vector<std::pair<std::string, torch::Tensor>> trained_weights_;
 };
 
 // Grows by one call of Layers: each segment of the micro-batch names its sequence by Segment::sample_id; its rows are appended to

@@ -19,7 +19,10 @@ struct PartWork {
 PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const StageChunk& part,
                 const PlanWork& work) {
   const double tokens = static_cast<double>(work.micro_batch_tokens);
-  const double adapters = static_cast<double>(part.trainable_parameters);
+  // Weights of the backbone that are trained add a product with their input in the backward pass.
+  const double adapters =
+      work.trains_backbone ? 0.0 : static_cast<double>(part.trainable_parameters);
+  const double weight_gradients = work.trains_backbone ? 2.0 : 0.0;
   PartWork flop;
   flop.forward = 2.0 * adapters;
   if (part.backward) flop.backward = 4.0 * adapters;
@@ -28,11 +31,12 @@ PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const Stage
     flop.forward += forward;
     if (!part.backward || layer < plan.first_trained_layer) continue;
     flop.backward += LayerBackwardFlop(config, layer, work.sequence_length, work.head_share);
+    flop.backward += weight_gradients * static_cast<double>(LayerMatmulParameters(config, layer));
     if (work.recompute) flop.backward += forward;
   }
   // The loss makes the hidden state's gradient in the forward pass.
   if (part.head) {
-    flop.forward += (part.backward ? 4.0 : 2.0) *
+    flop.forward += ((part.backward ? 4.0 : 2.0) + weight_gradients) *
                     static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
   }
   flop.forward *= tokens;
@@ -124,8 +128,12 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   for (int index = 0; index < plan.stages; ++index) {
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
-    stage.frozen_parameters = FrozenParameters(config, plan, index);
     stage.memory = MemoryOfRank(config, PartOfRank(config, plan, index, stage.in_flight), shape);
+    if (work.trains_backbone) {
+      stage.memory.frozen = 0;
+    } else {
+      stage.frozen_parameters = FrozenParameters(config, plan, index);
+    }
     estimate.step_flop += work.data * stage.flop;
   }
   const double tokens = static_cast<double>(work.data) * work.micro_batches *
@@ -160,8 +168,9 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
   const int64_t total = LayersParameters(config, 0, config.num_layers) +
                         EmbeddingParameters(config) + HeadParameters(config) -
                         (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0);
-  absl::StrAppendFormat(&text, "parameters  %d trainable of %d frozen (%.4f %%)\n", trainable,
-                        total, 100.0 * static_cast<double>(trainable) / static_cast<double>(total));
+  absl::StrAppendFormat(&text, "parameters  %d trainable of %d%s (%.4f %%)\n", trainable, total,
+                        work.trains_backbone ? "" : " frozen",
+                        100.0 * static_cast<double>(trainable) / static_cast<double>(total));
   absl::StrAppendFormat(&text, "balance     %.1f %%, worst stage %d\n", 100.0 * plan.Efficiency(),
                         plan.WorstStage());
   absl::StrAppendFormat(&text, "bubble      %.1f %%\n", 100.0 * estimate.bubble_fraction);

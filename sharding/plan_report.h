@@ -25,7 +25,8 @@ struct PlanWork {
   int64_t element_bytes = 4;
   bool recompute = false;
   bool packed_twice = false;
-  double flop_per_second = 0;  // of one rank; 0 = unknown: no times
+  bool trains_backbone = false;  // the backbone's weights are what is trained, none is frozen
+  double flop_per_second = 0;    // of one rank; 0 = unknown: no times
 };
 
 struct StageEstimate {

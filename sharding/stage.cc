@@ -1,5 +1,7 @@
 #include "sharding/stage.h"
 
+#include <map>
+
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -15,6 +17,12 @@ int ChunkOf(const Plan& plan, int stage, const models::SiteId& site) {
     if (here || (site.layer == plan.num_layers && outside)) return chunk;
   }
   return -1;
+}
+
+// Whether a part owns what belongs to `layer`, in the numbering of NamedParameter.
+bool Owns(const Plan& plan, const StageChunk& part, int layer) {
+  if (layer < plan.num_layers) return layer >= part.first_layer && layer < part.end_layer();
+  return layer == plan.num_layers ? part.embed : part.head;
 }
 
 }  // namespace
@@ -74,12 +82,34 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Assemble(
       return backbone->WordEmbeddings(ids);
     };
   }
+  if (method.trains_backbone()) {
+    result->SortTrainedWeights(plan, method.Parameters(matched), &options.trained_weights);
+  }
   GRAFT_ASSIGN_OR_RETURN(result->adapters_,
                          adapters::AdapterSet::Attach(
                              method, mine, options, [&](models::SiteId site) -> models::SiteTable& {
                                return result->backbone(ChunkOf(plan, stage, site)).sites();
                              }));
   return result;
+}
+
+void Stage::SortTrainedWeights(const Plan& plan,
+                               const std::vector<adapters::ParameterSpec>& parameters,
+                               std::vector<std::pair<std::string, torch::Tensor>>* owned) {
+  std::map<std::string, int> layers;
+  for (const adapters::ParameterSpec& parameter : parameters)
+    layers[parameter.name] = parameter.layer;
+  for (int chunk = 0; chunk < num_chunks(); ++chunk) {
+    const StageChunk& part = plan.Part(index_, chunk);
+    for (const auto& [name, leaf] : backbone(chunk).trained_weights()) {
+      if (Owns(plan, part, layers.at(name))) {
+        owned->emplace_back(name, leaf);
+      } else {
+        leaf.set_data(leaf.detach().clone());  // the owner's is given memory by the AdapterSet
+        weight_copies_.emplace_back(name, leaf);
+      }
+    }
+  }
 }
 
 int64_t Stage::frozen_bytes() const {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -42,12 +44,22 @@ class Stage {
   adapters::AdapterSet& adapters() { return *adapters_; }
   const adapters::AdapterSet& adapters() const { return *adapters_; }
   int64_t frozen_bytes() const;
+  // Of a method that trains the backbone: leaves by HF name that another part of the model owns
+  // (shared_weights.h).
+  const std::vector<std::pair<std::string, torch::Tensor>>& weight_copies() const {
+    return weight_copies_;
+  }
 
  private:
   Stage() = default;
   int index_ = 0;
   std::vector<std::unique_ptr<models::Backbone>> backbones_;
+  // Gives each trained weight of the backbones to its owner's list.
+  void SortTrainedWeights(const Plan& plan, const std::vector<adapters::ParameterSpec>& parameters,
+                          std::vector<std::pair<std::string, torch::Tensor>>* owned);
+
   std::unique_ptr<adapters::AdapterSet> adapters_;
+  std::vector<std::pair<std::string, torch::Tensor>> weight_copies_;
 };
 
 }  // namespace graft::sharding

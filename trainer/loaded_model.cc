@@ -1,18 +1,23 @@
 #include "trainer/loaded_model.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "adapters/task_head.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "comm/agree.h"
 #include "models/backbone.h"
+#include "models/weights/expected_tensors.h"
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
 #include "trainer/fingerprint.h"
+#include "trainer/merge_model.h"
 #include "trainer/plan_check.h"
 #include "trainer/threads.h"
 
@@ -102,6 +107,25 @@ absl::Status CheckTask(const Recipe& recipe, const models::ModelConfig& config) 
   return absl::OkStatus();
 }
 
+// Keys of adapters that mean nothing for a method that trains the backbone itself.
+absl::Status CheckFullKeys(const Recipe& recipe) {
+  const AdapterSection& adapter = recipe.adapter;
+  const auto refuse = [](const char* key, const std::string& found, const char* allowed) {
+    return RecipeError(absl::StrCat("adapter.", key, ": found ", Printable(found),
+                                    ", method full trains the model itself; allowed: ", allowed));
+  };
+  if (!adapter.init_from.empty()) {
+    return refuse("init_from", adapter.init_from, "unset; it starts from model.path");
+  }
+  if (adapter.layers != std::vector<std::string>{"all"}) {
+    return refuse("layers", absl::StrJoin(adapter.layers, ", "), "all");
+  }
+  if (adapter.compute_dtype != "model") {
+    return refuse("compute_dtype", adapter.compute_dtype, "model");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::ModelConfig& config,
                                             int64_t outputs) {
   GRAFT_RETURN_IF_ERROR(CheckTask(recipe, config));
@@ -117,7 +141,12 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
   }
   const int num_layers = static_cast<int>(config.num_layers);
   std::vector<models::SiteSpec> sites = models::ListSites(config);
-  GRAFT_RETURN_IF_ERROR(method.Open({config.model_type, sites, num_layers}));
+  if (method.trains_backbone()) GRAFT_RETURN_IF_ERROR(CheckFullKeys(recipe));
+  std::vector<adapters::ParameterSpec> weights;
+  for (models::PlacedTensor& tensor : models::PlacedTensors(config, outputs == 0)) {
+    weights.push_back({std::move(tensor.name), std::move(tensor.shape), tensor.layer});
+  }
+  GRAFT_RETURN_IF_ERROR(method.Open({config.model_type, sites, num_layers, std::move(weights)}));
   if (!method.chooses_layers()) {
     GRAFT_ASSIGN_OR_RETURN(const std::vector<int> layers, AdapterLayers(recipe, num_layers));
     std::erase_if(sites, [&](const models::SiteSpec& site) {
@@ -166,6 +195,10 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe)));
+  if (model->method().trains_backbone()) {
+    model->shared_weights_ =
+        std::make_unique<sharding::SharedWeights>(*model->groups_.pipeline_group, *model->stage_);
+  }
   if (!recipe.adapter.init_from.empty())
     GRAFT_RETURN_IF_ERROR(model->InitFrom(recipe.adapter.init_from));
   return model;
@@ -176,6 +209,8 @@ absl::Status LoadedModel::OpenConfig(const Recipe& recipe, const WorkShape& work
   dtype_ = RecipeDtype(recipe);
   base_model_ = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
   GRAFT_ASSIGN_OR_RETURN(config_, ReadRecipeModel(recipe));
+  model_path_ = recipe.model.path;
+  follow_links_ = recipe.model.follow_links;
   task_ = recipe.task.type;
   peft_task_type_ = PeftTaskType(recipe);
   outputs_ = work.outputs;
@@ -196,6 +231,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   backbone.dtype = dtype_;
   backbone.recompute = recipe.model.recompute == "layer";
   backbone.language_head = outputs_ == 0;
+  backbone.train_weights = method().trains_backbone();
   backbone.pool_first_row = method().reads_first_row();
   adapters::AttachOptions attach;
   attach.seed = static_cast<uint64_t>(recipe.run.seed);
@@ -245,15 +281,22 @@ absl::Status LoadedModel::InitFrom(const std::string& folder) {
 
 int64_t LoadedModel::head_parameters() const {
   int64_t count = 0;
+  if (outputs_ == 0) return count;
+  std::set<std::string> backbone;
+  for (const models::PlacedTensor& tensor : models::PlacedTensors(config_, false)) {
+    backbone.insert(tensor.name);
+  }
   for (const adapters::ParameterSpec& parameter : method().Parameters(matched())) {
-    if (parameter.layer > static_cast<int>(config_.num_layers))
+    if (parameter.layer > static_cast<int>(config_.num_layers) &&
+        backbone.count(parameter.name) == 0)
       count += c10::multiply_integers(parameter.shape);
   }
   return count;
 }
 
 int64_t LoadedModel::total_parameters() const {
-  return models::CountParameters(config_) + trainable_parameters();
+  const int64_t added = method().trains_backbone() ? head_parameters() : trainable_parameters();
+  return models::CountParameters(config_) + added;
 }
 
 nlohmann::json LoadedModel::PeftConfig() const {
@@ -261,11 +304,18 @@ nlohmann::json LoadedModel::PeftConfig() const {
       matched(), {.base_model_name_or_path = base_model_, .task_type = peft_task_type_});
 }
 
-absl::Status LoadedModel::WriteAdapter(const std::string& folder) {
+absl::Status LoadedModel::WriteTrained(const std::string& folder,
+                                       const std::vector<std::string>& labels) {
   const sharding::NamedTensors tensors =
       sharding::GatherParameters(*groups_.pipeline_group, adapters());
   absl::Status status;
-  if (world_.rank() == 0) {
+  if (world_.rank() == 0 && method().trains_backbone()) {
+    status = MergeModel(model_path_, config_, method(), matched(), tensors, folder,
+                        {.follow_links = follow_links_,
+                         .labels = labels,
+                         .trained_dtype = dtype_,
+                         .replace = true});
+  } else if (world_.rank() == 0) {
     status =
         sharding::WriteAdapterFolder(folder, PeftConfig(), method().ToFolder(matched(), tensors));
   }

@@ -16,6 +16,7 @@
 #include "sharding/executor.h"
 #include "sharding/gather.h"
 #include "sharding/plan.h"
+#include "sharding/shared_weights.h"
 #include "sharding/stage.h"
 #include "trainer/config.h"
 #include "trainer/frozen_watch.h"
@@ -92,9 +93,19 @@ class LoadedModel {
   int64_t total_parameters() const;
   // adapter_config.json of this adapter on this model.
   nlohmann::json PeftConfig() const;
-  // Writes the adapter of all stages to `folder`, from rank 0 of the job. The ranks of data rank 0
-  // must call; all of them get the same status.
-  absl::Status WriteAdapter(const std::string& folder);
+  // Writes what is trained of all stages to `folder`, from rank 0 of the job: an adapter folder, or
+  // with a method that trains the backbone a model folder (`labels`: of its task head's classes).
+  // The ranks of data rank 0 must call; all of them get the same status.
+  absl::Status WriteTrained(const std::string& folder, const std::vector<std::string>& labels);
+
+  // Of a method that trains the backbone, else nothing to do; all ranks of a pipeline must call
+  // (sharding/shared_weights.h).
+  void CollectSharedGradients() {
+    if (shared_weights_ != nullptr) shared_weights_->CollectGradients();
+  }
+  void SpreadSharedWeights() {
+    if (shared_weights_ != nullptr) shared_weights_->SpreadValues();
+  }
 
  private:
   explicit LoadedModel(comm::World& world) : world_(world) {}
@@ -120,6 +131,9 @@ class LoadedModel {
   DerivedWeights derived_weights_;
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;
+  std::unique_ptr<sharding::SharedWeights> shared_weights_;
+  std::string model_path_;  // empty: model.shape
+  bool follow_links_ = false;
 };
 
 }  // namespace graft::trainer

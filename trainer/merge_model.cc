@@ -62,7 +62,7 @@ class Merger {
  public:
   Merger(std::shared_ptr<models::WeightFolder> weights, const models::ModelConfig& config,
          const adapters::Method& method, const std::vector<SiteSpec>& matched,
-         const sharding::NamedTensors& adapter)
+         const sharding::NamedTensors& adapter, torch::Dtype trained_dtype)
       : weights_(std::move(weights)), config_(config), method_(method), adapter_(adapter) {
     for (const SiteSpec& site : matched) {
       if (site.id.role == Role::kHead) {
@@ -73,12 +73,16 @@ class Merger {
     }
     const std::string prefix = method.head_prefix();
     for (const auto& [name, value] : adapter) {
+      if (method.trains_backbone() && weights_->Has(name)) {
+        trained_[weights_->StoredName(name)] = value.to(trained_dtype).contiguous();
+      }
       if (!head_module_.empty() && absl::StartsWith(name, prefix + head_module_ + ".")) {
         head_[name.substr(prefix.size())] = value.to(torch::kFloat).contiguous();
       }
     }
   }
 
+  bool has_trained_weights() const { return !trained_.empty(); }
   const std::string& head_module() const { return head_module_; }  // empty: no task head
 
   // A head that is not trained must stand in the model folder.
@@ -109,6 +113,12 @@ class Merger {
     std::map<std::string, int64_t> sizes;
     for (const std::string& name : weights_->names()) {
       if (!head_.empty() && IsOfHead(name)) continue;
+      // What was not trained of such a model is stale: the stored copy of a tied head, other heads.
+      if (method_.trains_backbone() && trained_.count(name) == 0 && !IsOfHead(name)) continue;
+      if (const auto found = trained_.find(name); found != trained_.end()) {
+        sizes[name] = static_cast<int64_t>(found->second.nbytes());
+        continue;
+      }
       GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights_->Find(name));
       sizes[name] = view.bytes;
     }
@@ -134,7 +144,7 @@ class Merger {
 
  private:
   bool IsOfHead(const std::string& name) const {
-    return absl::StartsWith(name, head_module_ + ".");
+    return !head_module_.empty() && absl::StartsWith(name, head_module_ + ".");
   }
 
   absl::Status AddBiasGroup(const std::string& module) {
@@ -200,6 +210,12 @@ class Merger {
       return models::TensorToWrite{name, TensorType::kFloat32, head->second.sizes().vec(),
                                    head->second.data_ptr()};
     }
+    if (const auto found = trained_.find(name); found != trained_.end()) {
+      const torch::Tensor& value = found->second;
+      const bool wide = value.scalar_type() == torch::kFloat32;
+      return models::TensorToWrite{name, wide ? TensorType::kFloat32 : TensorType::kBFloat16,
+                                   value.sizes().vec(), value.data_ptr()};
+    }
     const std::vector<SiteSpec>* sites = SitesOf(name);
     const auto added = added_biases_.find(name);
     if (sites == nullptr && added == added_biases_.end()) {
@@ -233,8 +249,9 @@ class Merger {
   std::map<std::string, std::vector<SiteSpec>> sites_;  // by module
   std::map<std::string, std::string> added_biases_;     // bias -> weight of its module
   std::string head_module_;
-  std::map<std::string, torch::Tensor> head_;  // trained, by HF name
-  std::set<std::string> config_keys_;          // set to true in config.json
+  std::map<std::string, torch::Tensor> head_;     // trained, by HF name
+  std::map<std::string, torch::Tensor> trained_;  // weights of the backbone, by stored name
+  std::set<std::string> config_keys_;             // set to true in config.json
 };
 
 std::vector<std::vector<std::string>> CutIntoFiles(const std::map<std::string, int64_t>& sizes,
@@ -307,11 +324,15 @@ absl::Status CopySideFiles(const std::string& from, const std::string& to, const
     if (!IsSideFile(name) || IsFolder(JoinPath(from, name))) continue;
     GRAFT_ASSIGN_OR_RETURN(std::string text, ReadFile(JoinPath(from, name), kMaxSideFile,
                                                       {.follow_links = options.follow_links}));
-    const bool has_head = !merger.head_module().empty();
-    if (name == "config.json" && (has_head || !merger.config_keys().empty())) {
+    const bool has_head = !merger.head_module().empty(), trained = merger.has_trained_weights();
+    if (name == "config.json" && (has_head || trained || !merger.config_keys().empty())) {
       GRAFT_ASSIGN_OR_RETURN(nlohmann::json config, ParseJson(text, JoinPath(from, name)));
       for (const std::string& key : merger.config_keys()) config[key] = true;
       if (has_head) DescribeHead(options.labels, &config);
+      for (const char* const key : {"dtype", "torch_dtype"}) {
+        if (!trained || !config.contains(key)) continue;
+        config[key] = options.trained_dtype == torch::kFloat32 ? "float32" : "bfloat16";
+      }
       text = config.dump(2) + "\n";
     }
     GRAFT_RETURN_IF_ERROR(AtomicWriteFile(JoinPath(to, name), text));
@@ -326,12 +347,12 @@ absl::Status MergeModel(const std::string& model_folder, const models::ModelConf
                         const std::vector<models::SiteSpec>& matched,
                         const sharding::NamedTensors& adapter, const std::string& to,
                         const MergeOptions& options) {
-  if (PathExists(to))
+  if (PathExists(to) && !options.replace)
     return IoError(absl::StrCat("export.to: ", to, " exists, must be a new folder"));
   models::SafetensorsFile::Options reading;
   reading.follow_links = options.follow_links;
   GRAFT_ASSIGN_OR_RETURN(auto weights, models::WeightFolder::Open(model_folder, reading));
-  Merger merger(std::move(weights), config, method, matched, adapter);
+  Merger merger(std::move(weights), config, method, matched, adapter, options.trained_dtype);
   GRAFT_RETURN_IF_ERROR(merger.CheckHead());
   GRAFT_RETURN_IF_ERROR(merger.PlanBiases());
   const std::string temporary = JoinPath(FolderOf(to), absl::StrCat(".", Basename(to), ".tmp"));
@@ -339,6 +360,7 @@ absl::Status MergeModel(const std::string& model_folder, const models::ModelConf
   GRAFT_RETURN_IF_ERROR(MakeDirs(temporary));
   absl::Status status = WriteWeights(merger, temporary, options.shard_bytes);
   if (status.ok()) status = CopySideFiles(model_folder, temporary, merger, options);
+  if (status.ok() && options.replace) status = RemoveTree(to);
   if (status.ok()) status = RenamePath(temporary, to);
   if (!status.ok()) RemoveTree(temporary).IgnoreError();
   return status;

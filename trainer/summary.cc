@@ -47,6 +47,10 @@ std::string RangesText(const std::vector<int>& numbers) {
 
 std::string SiteMatchTable(const adapters::Method& method,
                            const std::vector<models::SiteSpec>& matched) {
+  if (method.trains_backbone()) {
+    return absl::StrFormat("method %s: all %d tensors of the model", method.name(),
+                           method.Parameters(matched).size());
+  }
   std::map<models::Role, std::vector<models::SiteSpec>> by_role;
   for (const models::SiteSpec& site : matched) by_role[site.id.role].push_back(site);
   std::string table =

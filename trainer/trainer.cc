@@ -42,6 +42,7 @@ TrainRecord Trainer::TrainStep() {
   adapters.ZeroGradients();
   const std::vector<models::MicroBatch> micro_batches = CollateStep();
   const sharding::StepResult result = model_->executor().TrainStep(micro_batches);
+  model_->CollectSharedGradients();
 
   // 2. One flat all-reduce over the ranks that hold the same stage; then one small vector over all
   // ranks, which every decision below is taken from.
@@ -67,6 +68,7 @@ TrainRecord Trainer::TrainStep() {
     const double clip = ClipCoefficient(record.grad_norm, recipe_.optim.clip_norm);
     adapters.gradients().mul_(clip / tokens);
     optimizer_->Step(adapters.values(), adapters.gradients(), record.lr);
+    model_->SpreadSharedWeights();
   }
   state_.CountStep(record.skipped);
 
@@ -220,8 +222,7 @@ absl::Status Trainer::EvaluateAndKeepBest() {
     status = metrics_->Write(EvalRecord{state_.step, result.loss, result.metrics});
   }
   if (best && model_->data_rank() == 0) {
-    const absl::Status saved =
-        model_->WriteAdapter(JoinPath(recipe_.run.output, kBestAdapterFolder));
+    const absl::Status saved = model_->WriteTrained(BestFolder(), train_data_->info().labels);
     if (status.ok()) status = saved;
   }
   return Agree(status);
@@ -230,17 +231,12 @@ absl::Status Trainer::EvaluateAndKeepBest() {
 absl::Status Trainer::Finish() {
   BeginPhase(comm::Phase::kSave, state_.step);
   GRAFT_RETURN_IF_ERROR(Agree(frozen_->CheckAll()));
-  const std::string final_folder = JoinPath(recipe_.run.output, kAdapterFolder);
+  const std::string final_folder = FinalFolder();
   absl::Status status;
   if (state_.best_step > 0) {
-    if (IsRankZero()) {
-      const auto best =
-          sharding::ReadAdapterFolder(JoinPath(recipe_.run.output, kBestAdapterFolder));
-      status = best.ok() ? sharding::WriteAdapterFolder(final_folder, best->config, best->tensors)
-                         : best.status();
-    }
+    if (IsRankZero()) status = BestBecomesFinal();
   } else if (model_->data_rank() == 0) {
-    status = model_->WriteAdapter(final_folder);
+    status = model_->WriteTrained(final_folder, train_data_->info().labels);
   }
   GRAFT_RETURN_IF_ERROR(Agree(status));
   if (sensitivity_ != nullptr) {
@@ -251,8 +247,23 @@ absl::Status Trainer::Finish() {
   GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));
   NoteOrderlyEnd();
   if (IsRankZero())
-    LOG(INFO) << "finished at step " << state_.step << "; adapter in " << final_folder;
+    LOG(INFO) << "finished at step " << state_.step << "; " << Basename(final_folder) << " in "
+              << final_folder;
   return absl::OkStatus();
+}
+
+std::string Trainer::FinalFolder() const {
+  return JoinPath(recipe_.run.output,
+                  model_->method().trains_backbone() ? kModelFolder : kAdapterFolder);
+}
+
+std::string Trainer::BestFolder() const { return FinalFolder() + kBestSuffix; }
+
+absl::Status Trainer::BestBecomesFinal() const {
+  if (model_->method().trains_backbone()) return CopyFolder(BestFolder(), FinalFolder());
+  GRAFT_ASSIGN_OR_RETURN(const sharding::AdapterFolder best,
+                         sharding::ReadAdapterFolder(BestFolder()));
+  return sharding::WriteAdapterFolder(FinalFolder(), best.config, best.tensors);
 }
 
 absl::Status Trainer::WriteSensitivity(const std::string& adapter_folder) {

@@ -34,8 +34,11 @@
 
 namespace graft::trainer {
 
+// What a run leaves: an adapter folder, or a model folder when the backbone itself is trained; the
+// best one so far has the suffix.
 inline constexpr char kAdapterFolder[] = "adapter";
-inline constexpr char kBestAdapterFolder[] = "adapter-best";
+inline constexpr char kModelFolder[] = "model";
+inline constexpr char kBestSuffix[] = "-best";
 
 class Trainer {
  public:
@@ -91,6 +94,9 @@ class Trainer {
   absl::StatusOr<sharding::Manifest> DescribeRun();
   void DescribePosition(sharding::Manifest* manifest);
   absl::Status Finish();
+  std::string FinalFolder() const;
+  std::string BestFolder() const;
+  absl::Status BestBecomesFinal() const;
   // sensitivity.json, of the adapter that is written last. The ranks of data rank 0.
   absl::Status WriteSensitivity(const std::string& adapter_folder);
   // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).

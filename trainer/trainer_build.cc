@@ -44,6 +44,10 @@ absl::Status Trainer::OpenOutput() {
     status = RecipeError(absl::StrCat("adapter.track_sensitivity: found true with method ", method,
                                       ", allowed: lora, fanlora"));
   }
+  if (status.ok() && method == "full" && recipe_.model.path.empty()) {
+    status = RecipeError(
+        "model.path: absent, method full writes a model folder beside the files of that one");
+  }
   if (status.ok()) status = ChooseMetric();
   if (status.ok() && IsRankZero()) {
     status = MakeDirs(recipe_.run.output);

@@ -113,13 +113,14 @@ absl::Status Trainer::Restore() {
   GRAFT_ASSIGN_OR_RETURN(const auto resumed,
                          checkpoints_->Resume(recipe_.checkpoint.resume, TrainedTensors()));
   if (!resumed.has_value()) return absl::OkStatus();
+  model_->SpreadSharedWeights();
   const sharding::Manifest& saved = resumed->manifest;
   state_ = StateFromManifest(saved);
   optimizer_->set_updates(state_.updates);
   resumed_from_ = Basename(resumed->path);
   if (FolderOf(resumed->path) == JoinPath(recipe_.run.output, "checkpoints"))
     saved_step_ = state_.step;
-  const bool has_best = PathExists(JoinPath(recipe_.run.output, kBestAdapterFolder));
+  const bool has_best = PathExists(BestFolder());
   if (comm::BroadcastString(world_.all(), has_best ? "yes" : "no", 0) == "no") {
     state_.best_loss.reset();  // a checkpoint of another output: its best adapter is not here
     state_.best_step = 0;

@@ -85,7 +85,7 @@ absl::Status Gpt2::LoadLayer(PartLoader& loader, int index, Layer* layer) {
 }
 
 absl::Status Gpt2::Load(WeightSource& weights) {
-  PartLoader loader(weights, options_.dtype);
+  PartLoader loader(weights, options_);
   const int64_t width = config_.hidden_size;
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("transformer.wte", config_.vocab_size, width,

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "models/layers/recompute.h"
+#include "models/layers/trained_matrix.h"
 
 namespace graft::models {
 namespace {
@@ -31,7 +32,18 @@ absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
   return weights_.Load(name, shape, dtype_);
 }
 
+absl::StatusOr<torch::Tensor> PartLoader::LoadLeaf(const std::string& name,
+                                                   const std::vector<int64_t>& shape) {
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, torch::kFloat32));
+  // Its own tensor on the source's memory: whoever trains it gives it memory of its own.
+  torch::Tensor leaf = stored.detach().requires_grad_();
+  trained_.emplace_back(name, leaf);
+  parameters_ += leaf.numel();
+  return leaf;
+}
+
 absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, int64_t width) {
+  if (train_) return LoadLeaf(name, {width});
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, Load(name, {width}));
   torch::Tensor vector = stored.to(torch::kFloat32).contiguous();
   if (!vector.is_same(stored)) weights_.NoteCopy(name, vector);
@@ -47,6 +59,15 @@ void PartLoader::Count(const FrozenLinear& linear) {
 
 absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
                                     FrozenLinear* linear) {
+  if (train_) {
+    GRAFT_ASSIGN_OR_RETURN(const torch::Tensor leaf, LoadLeaf(name + ".weight", {out, in}));
+    torch::Tensor shift_leaf;
+    if (bias) {
+      GRAFT_ASSIGN_OR_RETURN(shift_leaf, LoadLeaf(name + ".bias", {out}));
+    }
+    *linear = FrozenLinear(std::make_shared<TrainedMatrix>(leaf, dtype_), shift_leaf, 0);
+    return absl::OkStatus();
+  }
   GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {out, in}));
   torch::Tensor shift;
   if (bias) {
@@ -60,10 +81,20 @@ absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_
 
 absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_t in,
                                     const std::vector<FrozenLinear*>& linears) {
-  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor weight, Load(name + ".weight", {in, out}));
-  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor bias, Load(name + ".bias", {out}));
   const int64_t part = out / static_cast<int64_t>(linears.size());
   int64_t begin = 0;
+  if (train_) {
+    GRAFT_ASSIGN_OR_RETURN(const torch::Tensor leaf, LoadLeaf(name + ".weight", {in, out}));
+    GRAFT_ASSIGN_OR_RETURN(const torch::Tensor shift, LoadLeaf(name + ".bias", {out}));
+    for (FrozenLinear* linear : linears) {
+      *linear =
+          FrozenLinear(std::make_shared<TrainedMatrix>(leaf, dtype_, begin, part), shift, begin);
+      begin += part;
+    }
+    return absl::OkStatus();
+  }
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor weight, Load(name + ".weight", {in, out}));
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor bias, Load(name + ".bias", {out}));
   for (FrozenLinear* linear : linears) {
     *linear =
         FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t(), FrozenUse::kProducts),
@@ -86,7 +117,13 @@ absl::Status PartLoader::LoadNorm(const std::string& name, int64_t width, bool l
 }
 
 absl::Status PartLoader::LoadTable(const std::string& name, int64_t rows, int64_t width,
-                                   FrozenUse use, std::shared_ptr<const FrozenWeight>* table) {
+                                   FrozenUse use, std::shared_ptr<const FrozenWeight>* table,
+                                   int64_t padding_row) {
+  if (train_) {
+    GRAFT_ASSIGN_OR_RETURN(const torch::Tensor leaf, LoadLeaf(name + ".weight", {rows, width}));
+    *table = std::make_shared<TrainedMatrix>(leaf, dtype_, padding_row);
+    return absl::OkStatus();
+  }
   GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {rows, width}));
   *table = MakeFrozenWeight(std::move(weight), use);
   weights_.NoteMatrix(name + ".weight", *table);
@@ -131,8 +168,8 @@ torch::Tensor LayerStack::RunLayers(torch::Tensor h, size_t begin, size_t end, S
     context.layer = range_.first_layer + static_cast<int>(i);
     if (context.layer < context.first_layer || context.layer >= context.end_layer) continue;
     const bool source_has_backward = context.source.defined() && context.source.requires_grad();
-    const bool has_backward =
-        h.requires_grad() || source_has_backward || sites_->HasLayer(context.layer);
+    const bool has_backward = h.requires_grad() || source_has_backward ||
+                              sites_->HasLayer(context.layer) || options_.train_weights;
     if (options_.recompute && cache == nullptr && has_backward) {
       // The recomputation outlives this call, so it brings its own context.
       SiteContext entry = context;

@@ -17,10 +17,12 @@
 
 namespace graft::models {
 
-// Loads parts of one stage and counts them. Errors: kind input as of WeightSource::Load.
+// Loads parts of one stage and counts them: frozen, or with train_weights as leaves that are
+// trained. Errors: kind input as of WeightSource::Load.
 class PartLoader {
  public:
-  PartLoader(WeightSource& weights, torch::Dtype dtype) : weights_(weights), dtype_(dtype) {}
+  PartLoader(WeightSource& weights, const BackboneOptions& options)
+      : weights_(weights), dtype_(options.dtype), train_(options.train_weights) {}
 
   // {name}.weight (out, in) and, where there is one, {name}.bias (out).
   absl::Status LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
@@ -33,20 +35,27 @@ class PartLoader {
   absl::Status LoadNorm(const std::string& name, int64_t width, bool layer_norm, double eps,
                         Norm* norm);
   // An embedding (looked up, and the head's matrix when tied) or an untied head (products only):
-  // {name}.weight (rows, width).
+  // {name}.weight (rows, width). `padding_row`: see TrainedMatrix.
   absl::Status LoadTable(const std::string& name, int64_t rows, int64_t width, FrozenUse use,
-                         std::shared_ptr<const FrozenWeight>* table);
+                         std::shared_ptr<const FrozenWeight>* table, int64_t padding_row = -1);
 
   int64_t parameters() const { return parameters_; }
   int64_t bytes() const { return bytes_; }
+  // With train_weights, in the order of loading.
+  std::vector<std::pair<std::string, torch::Tensor>> TakeTrained() { return std::move(trained_); }
 
  private:
+  // A leaf of float32 that is trained.
+  absl::StatusOr<torch::Tensor> LoadLeaf(const std::string& name,
+                                         const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> LoadVector(const std::string& name, int64_t width);
   void Count(const FrozenLinear& linear);
 
   WeightSource& weights_;
   torch::Dtype dtype_;
+  bool train_;
+  std::vector<std::pair<std::string, torch::Tensor>> trained_;
   int64_t parameters_ = 0, bytes_ = 0;
 };
 
@@ -93,9 +102,10 @@ class LayerStack : public Backbone {
   bool NeedsEmbedding() const {
     return range_.embed || (range_.head && config_.tie_word_embeddings && options_.language_head);
   }
-  void TakeCounts(const PartLoader& loader) {
+  void TakeCounts(PartLoader& loader) {
     parameters_ = loader.parameters();
     bytes_ = loader.bytes();
+    trained_weights_ = loader.TakeTrained();
   }
 
   BackboneOptions options_;

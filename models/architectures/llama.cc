@@ -118,11 +118,11 @@ absl::Status Llama::LoadLayer(PartLoader& loader, int index, Layer* layer) {
 }
 
 absl::Status Llama::Load(WeightSource& weights) {
-  PartLoader loader(weights, options_.dtype);
+  PartLoader loader(weights, options_);
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("model.embed_tokens", config_.vocab_size,
                                            config_.hidden_size, FrozenUse::kProductsAndLookup,
-                                           &embedding_));
+                                           &embedding_, config_.pad_token_id.value_or(-1)));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
   for (size_t i = 0; i < layers_.size(); ++i) {

@@ -88,7 +88,8 @@ absl::Status Roberta::LoadEmbeddings(PartLoader& loader) {
   const int64_t width = config_.hidden_size;
   const std::string prefix = "roberta.embeddings.";
   GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "word_embeddings", config_.vocab_size, width,
-                                         FrozenUse::kProductsAndLookup, &words_));
+                                         FrozenUse::kProductsAndLookup, &words_,
+                                         /*padding_row=*/config_.position_offset - 1));
   GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "position_embeddings", config_.position_rows,
                                          width, FrozenUse::kProductsAndLookup, &positions_));
   GRAFT_RETURN_IF_ERROR(loader.LoadTable(prefix + "token_type_embeddings", config_.token_types,
@@ -115,7 +116,7 @@ absl::Status Roberta::LoadLayer(PartLoader& loader, int index, Layer* layer) {
 }
 
 absl::Status Roberta::Load(WeightSource& weights) {
-  PartLoader loader(weights, options_.dtype);
+  PartLoader loader(weights, options_);
   if (range_.embed) GRAFT_RETURN_IF_ERROR(LoadEmbeddings(loader));
   layers_.resize(static_cast<size_t>(range_.num_layers));
   for (size_t i = 0; i < layers_.size(); ++i) {

@@ -59,6 +59,12 @@ struct Layer {
   std::map<Role, FrozenLinear> linears;
 };
 
+// Of one stack: the stored table, and what it gives by head and distance.
+struct BiasTable {
+  std::shared_ptr<const FrozenWeight> weight;
+  std::shared_ptr<const RelativeBias> bias;
+};
+
 class T5 : public LayerStack {
  public:
   T5(const ModelConfig& config, LayerRange range, const BackboneOptions& options)
@@ -106,8 +112,8 @@ class T5 : public LayerStack {
     return loader.LoadNorm(name, config_.hidden_size, false, config_.norm_eps, norm);
   }
   absl::Status LoadLayer(PartLoader& loader, int index, Layer* layer) const;
-  absl::Status LoadBias(PartLoader& loader, bool decoder,
-                        std::shared_ptr<const RelativeBias>* bias) const;
+  absl::Status LoadBias(PartLoader& loader, bool decoder, BiasTable* table) const;
+  void ReadBias(bool decoder, BiasTable* table) const;
   absl::Status LoadHead(PartLoader& loader);
 
   // Layers of the range that are the encoder's.
@@ -118,12 +124,16 @@ class T5 : public LayerStack {
 
   std::vector<Layer> layers_;
   std::shared_ptr<const FrozenWeight> embedding_;
-  std::shared_ptr<const RelativeBias> encoder_bias_, decoder_bias_;
+  BiasTable encoder_bias_, decoder_bias_;
   Norm encoder_norm_;
 };
 
 torch::Tensor T5::Layers(torch::Tensor h, SiteContext& context, KvCache* cache) {
   const MicroBatch& batch = *context.batch;
+  if (options_.train_weights) {  // the tables have changed since the last pass
+    if (encoder_bias_.weight != nullptr) ReadBias(false, &encoder_bias_);
+    if (decoder_bias_.weight != nullptr) ReadBias(true, &decoder_bias_);
+  }
   const LayerBody body = [this](size_t i, torch::Tensor x, SiteContext& at, LayerKvCache* kv) {
     return Forward(layers_[i], std::move(x), at, kv);
   };
@@ -166,8 +176,13 @@ torch::Tensor T5::SelfAttention(const Layer& layer, const torch::Tensor& x, Site
   const torch::Tensor q = Linear(layer, Role::kAttnQ, normed, context);
   const torch::Tensor k = Linear(layer, Role::kAttnK, normed, context);
   const torch::Tensor v = Linear(layer, Role::kAttnV, normed, context);
+  const BiasTable& table = decoder ? decoder_bias_ : encoder_bias_;
   const torch::Tensor mixed =
-      Attend(q, k, v, ShapeOf(decoder, decoder ? decoder_bias_ : encoder_bias_), context, cache);
+      options_.train_weights && cache == nullptr
+          ? AttentionWithTrainedBias(q, k, v, context.batch->segments,
+                                     {config_.num_heads, !decoder, config_.relative_max_distance},
+                                     table.weight->Leaf())
+          : Attend(q, k, v, ShapeOf(decoder, table.bias), context, cache);
   const torch::Tensor out = Linear(layer, Role::kAttnO, {mixed, nullptr}, context);
   return sites_->EditHidden(Role::kAttnOut, out, context);
 }
@@ -223,29 +238,37 @@ absl::Status T5::LoadLayer(PartLoader& loader, int index, Layer* layer) const {
 }
 
 // A stack's first layer has the table; each part that runs one of its layers needs it.
-absl::Status T5::LoadBias(PartLoader& loader, bool decoder,
-                          std::shared_ptr<const RelativeBias>* bias) const {
-  std::shared_ptr<const FrozenWeight> table;
+absl::Status T5::LoadBias(PartLoader& loader, bool decoder, BiasTable* table) const {
   GRAFT_RETURN_IF_ERROR(loader.LoadTable(
       StackName(decoder) + ".block.0.layer.0.SelfAttention.relative_attention_bias",
-      config_.relative_buckets, config_.num_heads, FrozenUse::kProductsAndLookup, &table));
-  const torch::Tensor rows = table->Rows(torch::arange(config_.relative_buckets, torch::kInt64));
-  *bias = MakeRelativeBias(rows, /*bidirectional=*/!decoder, config_.relative_max_distance);
+      config_.relative_buckets, config_.num_heads, FrozenUse::kProductsAndLookup, &table->weight));
+  ReadBias(decoder, table);
   return absl::OkStatus();
+}
+
+void T5::ReadBias(bool decoder, BiasTable* table) const {
+  at::NoGradGuard no_grad;
+  const torch::Tensor rows =
+      table->weight->Rows(torch::arange(config_.relative_buckets, torch::kInt64));
+  table->bias = MakeRelativeBias(rows, /*bidirectional=*/!decoder, config_.relative_max_distance);
 }
 
 absl::Status T5::LoadHead(PartLoader& loader) {
   GRAFT_RETURN_IF_ERROR(LoadNorm(loader, "decoder.final_layer_norm", &head_.norm));
   if (config_.scale_decoder_outputs) {
     // The head is linear: scaled norm weights are scaled outputs.
-    head_.norm.weight =
-        head_.norm.weight * (1.0 / std::sqrt(static_cast<double>(config_.hidden_size)));
+    const double scale = 1.0 / std::sqrt(static_cast<double>(config_.hidden_size));
+    if (options_.train_weights) {
+      head_.norm.gain = scale;
+    } else {
+      head_.norm.weight = head_.norm.weight * scale;
+    }
   }
   return LoadProjection(loader, "lm_head", embedding_);
 }
 
 absl::Status T5::Load(WeightSource& weights) {
-  PartLoader loader(weights, options_.dtype);
+  PartLoader loader(weights, options_);
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("shared", config_.vocab_size, config_.hidden_size,
                                            FrozenUse::kProductsAndLookup, &embedding_));

@@ -263,6 +263,11 @@ std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight, Froze
 }
 
 torch::Tensor FrozenLinear::Forward(const torch::Tensor& x) const {
+  if (const torch::Tensor trained = weight_->Differentiable(); trained.defined()) {
+    if (!bias_.defined()) return at::linear(x, trained);
+    return at::linear(x, trained,
+                      bias_.narrow(0, bias_begin_, trained.size(0)).to(trained.scalar_type()));
+  }
   return FrozenLinearFunction::apply(x, this);
 }
 

@@ -1,6 +1,7 @@
 // A frozen linear layer y = x W^T + b. In training it keeps a reference to W and nothing else: no
 // input, no weight gradient (performance.md 2.1). How W is stored and multiplied is behind
-// FrozenWeight, so that the same layer runs on plain, up-cast, quantised or gathered weights.
+// FrozenWeight, so that the same layer runs on plain, up-cast, quantised or gathered weights, and
+// on those that method `full` trains (trained_matrix.h).
 #pragma once
 
 #include <cstddef>
@@ -38,6 +39,10 @@ class FrozenWeight {
   // What it multiplies with instead of the tensor that it was made from: nothing at first where
   // that is done on first use. The memory lives as long as this.
   virtual std::vector<PackedBytes> Packed() const { return {}; }
+  // Of a matrix that is trained after all: W (out, in) as autograd follows it down to Leaf(), the
+  // float32 parameter. Undefined when it is frozen.
+  virtual torch::Tensor Differentiable() const { return {}; }
+  virtual torch::Tensor Leaf() const { return {}; }
 };
 
 enum class FrozenUse {
@@ -64,7 +69,11 @@ class FrozenLinear {
   FrozenLinear() = default;
   FrozenLinear(std::shared_ptr<const FrozenWeight> weight, torch::Tensor bias)
       : weight_(std::move(weight)), bias_(std::move(bias)) {}
-  // (N, in) -> (N, out), differentiable in x.
+  // A bias that is trained: outputs [begin, begin + out) of a float32 leaf.
+  FrozenLinear(std::shared_ptr<const FrozenWeight> weight, torch::Tensor bias_leaf,
+               int64_t bias_begin)
+      : weight_(std::move(weight)), bias_(std::move(bias_leaf)), bias_begin_(bias_begin) {}
+  // (N, in) -> (N, out), differentiable in x and in what is trained.
   torch::Tensor Forward(const torch::Tensor& x) const;
   const FrozenWeight& weight() const { return *weight_; }
   const torch::Tensor& bias() const { return bias_; }
@@ -78,7 +87,8 @@ class FrozenLinear {
 
  private:
   std::shared_ptr<const FrozenWeight> weight_;
-  torch::Tensor bias_;  // (out) or undefined
+  torch::Tensor bias_;  // (out) or undefined; a trained one is the whole leaf
+  int64_t bias_begin_ = 0;
 };
 
 }  // namespace graft::models

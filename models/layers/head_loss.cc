@@ -67,36 +67,57 @@ void ForEachChunk(const torch::Tensor& h, const std::vector<int64_t>& rows, cons
   }
 }
 
+// The trained tensors of a head: projection, norm weight, norm bias; none of a frozen one.
+std::vector<torch::Tensor> TrainedOf(const LossHead& head) {
+  std::vector<torch::Tensor> trained;
+  for (const torch::Tensor& leaf :
+       {head.projection.weight().Leaf(), head.norm.weight, head.norm.bias}) {
+    if (leaf.defined() && leaf.requires_grad()) trained.push_back(leaf);
+  }
+  return trained;
+}
+
 class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
  public:
+  // `trained`: TrainedOf(head), so that autograd knows them.
   static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& h,
-                               const std::vector<int64_t>& rows, const std::vector<int64_t>& ids,
-                               const LossHead& head) {
+                               at::TensorList trained, const std::vector<int64_t>& rows,
+                               const std::vector<int64_t>& ids, const LossHead& head) {
     const bool gradient = h.requires_grad();
-    torch::Tensor dh = gradient ? at::zeros_like(h) : torch::Tensor();
+    std::vector<torch::Tensor> gradients;  // of h, then of `trained`
+    if (gradient) {
+      gradients.push_back(at::zeros_like(h));
+      for (const torch::Tensor& leaf : trained) gradients.push_back(at::zeros_like(leaf));
+    }
     double sum = 0;
     ForEachChunk(h.detach(), rows, head, [&](int64_t first, const torch::Tensor& picked) {
-      sum += Chunk(picked, ids.data() + first, head, gradient, [&](const torch::Tensor& dpicked) {
+      sum += Chunk(picked, ids.data() + first, head, gradients, [&](const torch::Tensor& dpicked) {
         const std::vector<int64_t> at_rows(rows.begin() + first,
                                            rows.begin() + first + picked.size(0));
-        dh.index_add_(0, torch::tensor(at_rows, torch::kInt64), dpicked);
+        gradients[0].index_add_(0, torch::tensor(at_rows, torch::kInt64), dpicked);
       });
     });
-    if (gradient) context->save_for_backward({dh});
+    context->save_for_backward(gradients);
     return torch::tensor(sum, torch::kFloat64);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list dloss) {
-    const torch::Tensor dh = context->get_saved_variables()[0];
+    torch::autograd::variable_list gradients = context->get_saved_variables();
     const double scale = dloss[0].item<double>();
-    return {scale == 1.0 ? dh : dh * scale, torch::Tensor(), torch::Tensor(), torch::Tensor()};
+    if (scale != 1.0) {
+      for (torch::Tensor& gradient : gradients) gradient = gradient * scale;
+    }
+    gradients.resize(gradients.size() + 3);
+    return gradients;
   }
 
  private:
+  // `sink` gets the gradient of `picked`; those of what is trained are added to gradients[1, ...).
   template <typename Sink>
   static double Chunk(const torch::Tensor& picked, const int64_t* ids, const LossHead& head,
-                      bool gradient, const Sink& sink) {
+                      std::vector<torch::Tensor>& gradients, const Sink& sink) {
+    const bool gradient = !gradients.empty();
     // The norm's own backward serves here too; its graph lives inside this chunk only.
     torch::AutoGradMode with_graph(gradient);
     const torch::Tensor input = picked.detach().requires_grad_(gradient);
@@ -104,11 +125,18 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     at::NoGradGuard no_grad;
     torch::Tensor logits = head.projection.weight().Multiply(normed.detach(), torch::kFloat32);
     const double sum = ChunkLosses(logits, ids, gradient).sum(torch::kFloat64).item<double>();
-    if (gradient) {
-      const torch::Tensor dnormed =
-          head.projection.weight().MultiplyTransposed(logits, normed.scalar_type());
-      sink(torch::autograd::grad({normed}, {input}, {dnormed})[0]);
+    if (!gradient) return sum;
+    const torch::Tensor dnormed =
+        head.projection.weight().MultiplyTransposed(logits, normed.scalar_type());
+    torch::autograd::variable_list inputs = TrainedOf(head);
+    if (!inputs.empty()) {
+      gradients[1].addmm_(logits.t(), normed.to(torch::kFloat32));
+      inputs.erase(inputs.begin());
     }
+    inputs.push_back(input);
+    const auto found = torch::autograd::grad({normed}, inputs, {dnormed});
+    for (size_t i = 0; i + 1 < found.size(); ++i) gradients[2 + i].add_(found[i]);
+    sink(found.back());
     return sum;
   }
 };
@@ -117,7 +145,7 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
 
 torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
                           const std::vector<int64_t>& ids, const LossHead& head) {
-  return HeadLossFunction::apply(h, rows, ids, head);
+  return HeadLossFunction::apply(h, at::TensorList(TrainedOf(head)), rows, ids, head);
 }
 
 TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& rows,

@@ -17,8 +17,8 @@ struct LossHead {
 };
 
 // sum_i -log softmax(norm(h[rows_i]) W^T)[ids_i], nats: a float64 scalar, differentiable in h (N,
-// D). The gradient is formed in the forward pass chunk by chunk when h requires grad. No rows: zero
-// that still depends on h.
+// D) and in what of the head is trained. The gradient is formed in the forward pass chunk by chunk
+// when h requires grad. No rows: zero that still depends on h.
 torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
                           const std::vector<int64_t>& ids, const LossHead& head);
 // The same for each target, without gradient.

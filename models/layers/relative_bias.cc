@@ -38,4 +38,29 @@ std::shared_ptr<const RelativeBias> MakeRelativeBias(const torch::Tensor& table,
   return bias;
 }
 
+torch::Tensor AttentionWithTrainedBias(const torch::Tensor& q, const torch::Tensor& k,
+                                       const torch::Tensor& v, const std::vector<Segment>& segments,
+                                       const TrainedBiasShape& shape, const torch::Tensor& table) {
+  std::vector<torch::Tensor> mixed;
+  for (const Segment& segment : segments) {
+    const int64_t n = segment.length;
+    const auto heads = [&](const torch::Tensor& x) {  // (heads, n, head_dim)
+      return x.narrow(0, segment.begin, n).view({n, shape.num_heads, -1}).transpose(0, 1);
+    };
+    const torch::Tensor places = at::arange(n);
+    const torch::Tensor distance = places.unsqueeze(0) - places.unsqueeze(1);
+    const torch::Tensor buckets =
+        RelativeBuckets(distance, shape.bidirectional, table.size(0), shape.max_distance);
+    const torch::Tensor bias = table.index_select(0, buckets.flatten())
+                                   .view({n, n, shape.num_heads})
+                                   .permute({2, 0, 1})
+                                   .to(q.scalar_type());
+    torch::Tensor scores = at::bmm(heads(q), heads(k).transpose(1, 2)) + bias;
+    if (!shape.bidirectional) scores = scores.masked_fill(distance.gt(0), -INFINITY);
+    const torch::Tensor weights = at::softmax(scores, -1, torch::kFloat32).to(q.scalar_type());
+    mixed.push_back(at::bmm(weights, heads(v)).transpose(0, 1).reshape({n, q.size(1)}));
+  }
+  return at::cat(mixed);
+}
+
 }  // namespace graft::models

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -22,5 +23,17 @@ torch::Tensor RelativeBuckets(const torch::Tensor& distance, bool bidirectional,
 // table (buckets, heads), any float dtype -> what attention adds by head and distance.
 std::shared_ptr<const RelativeBias> MakeRelativeBias(const torch::Tensor& table, bool bidirectional,
                                                      int64_t max_distance);
+
+// Attention of each segment to itself with a bias whose table (buckets, heads) float32 is trained:
+// differentiable in it too. Not scaled; causal unless bidirectional. Scores of a whole segment lie
+// in memory: the frozen form is Attention(). q, k, v (N, heads * head_dim).
+struct TrainedBiasShape {
+  int64_t num_heads = 0;
+  bool bidirectional = false;
+  int64_t max_distance = 0;
+};
+torch::Tensor AttentionWithTrainedBias(const torch::Tensor& q, const torch::Tensor& k,
+                                       const torch::Tensor& v, const std::vector<Segment>& segments,
+                                       const TrainedBiasShape& shape, const torch::Tensor& table);
 
 }  // namespace graft::models

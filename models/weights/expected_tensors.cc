@@ -1,8 +1,10 @@
 #include "models/weights/expected_tensors.h"
 
+#include <algorithm>
 #include <set>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
@@ -185,6 +187,44 @@ ShapeMap ExpectedTensors(const ModelConfig& config) {
     shapes["lm_head.weight"] = {config.vocab_size, config.hidden_size};
   }
   return shapes;
+}
+
+namespace {
+
+// The number behind `prefix` at the front of a name; -1 without that prefix.
+int NumberBehind(const std::string& name, const std::string& prefix) {
+  int number = -1;
+  if (!absl::StartsWith(name, prefix)) return -1;
+  const std::string rest = name.substr(prefix.size());
+  return absl::SimpleAtoi(rest.substr(0, rest.find('.')), &number) ? number : -1;
+}
+
+int LayerOf(const ModelConfig& config, const std::string& name) {
+  for (const char* const prefix :
+       {"model.layers.", "transformer.h.", "roberta.encoder.layer.", "encoder.block."}) {
+    if (const int layer = NumberBehind(name, prefix); layer >= 0) return layer;
+  }
+  if (const int layer = NumberBehind(name, "decoder.block."); layer >= 0) {
+    return static_cast<int>(config.encoder_layers) + layer;
+  }
+  if (name == "encoder.final_layer_norm.weight") return static_cast<int>(config.encoder_layers) - 1;
+  const bool behind = name == "lm_head.weight" || absl::StartsWith(name, "model.norm.") ||
+                      absl::StartsWith(name, "transformer.ln_f.") ||
+                      absl::StartsWith(name, "decoder.final_layer_norm.");
+  return static_cast<int>(config.num_layers) + (behind ? 1 : 0);
+}
+
+}  // namespace
+
+std::vector<PlacedTensor> PlacedTensors(const ModelConfig& config, bool language_head) {
+  std::vector<PlacedTensor> placed;
+  for (const auto& [name, shape] : ExpectedTensors(config)) {
+    if (!language_head && name == "lm_head.weight") continue;
+    placed.push_back({name, shape, LayerOf(config, name)});
+  }
+  std::stable_sort(placed.begin(), placed.end(),
+                   [](const PlacedTensor& a, const PlacedTensor& b) { return a.layer < b.layer; });
+  return placed;
 }
 
 absl::Status CheckWeights(const ModelConfig& config, WeightFolder& weights) {

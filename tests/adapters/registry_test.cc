@@ -10,7 +10,7 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(Registry, MakesEveryMethodItNames) {
-  EXPECT_THAT(MethodNames(), ::testing::ElementsAre("fanlora", "ia3", "idpg", "lopa", "lora",
+  EXPECT_THAT(MethodNames(), ::testing::ElementsAre("fanlora", "full", "ia3", "idpg", "lopa", "lora",
                                                     "none", "para", "prompt_tuning", "red"));
   for (const std::string& name : MethodNames()) {
     EXPECT_EQ((*NewMethod(name))->name(), name);
@@ -22,7 +22,7 @@ TEST(Registry, UnknownNameIsARecipeErrorThatListsTheNames) {
   EXPECT_EQ(ExitCodeOf(status), 78);
   EXPECT_THAT(std::string(status.message()), HasSubstr("adapter.method: found `loar`"));
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("fanlora, ia3, idpg, lopa, lora, none, para, prompt_tuning, red"));
+              HasSubstr("fanlora, full, ia3, idpg, lopa, lora, none, para, prompt_tuning, red"));
 }
 
 }  // namespace

@@ -42,6 +42,8 @@ def data_folder(task, part):
 def recipe(golden, output, **sections):
     """The recipe of a golden case; `sections` are merged into it, e.g. parallel=dict(data=2)."""
     case = golden.numbers["case"]
+    is_full = case["adapter"]["method"] == "full"
+    start = {} if is_full else dict(init_from=str(golden.folder / "initial"))
     result = dict(
         run=dict(name=golden.name, output=str(output)),
         model=dict(path=str(golden.model), dtype="float32"),
@@ -51,7 +53,7 @@ def recipe(golden, output, **sections):
             eval=str(data_folder(case["task"], "eval")),
             shuffle=False,
         ),
-        adapter=case["adapter"] | dict(init_from=str(golden.folder / "initial")),
+        adapter=case["adapter"] | start,
         optim=case["optim"] | dict(steps=case["steps"], micro_batch=2),
         parallel=dict(device="cpu"),
         checkpoint=dict(every=0),

@@ -154,8 +154,21 @@ class Red(torch.nn.Module):
                 self.vectors[name].copy_(value)
 
 
+class Full(torch.nn.Module):
+    """Every weight is trained, under its own name."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
 def new_adapter(model, adapter):
     """The model of `load_model` with a fresh adapter as the recipe section says."""
+    if adapter["method"] == "full":
+        return Full(model)
     if adapter["method"] == "none":
         return Red(model, dict(method="none", sites=[]))
     if adapter["method"] == "red":
@@ -257,6 +270,8 @@ def load_adapter(model, folder, trainable=False):
 
 def trained(model):
     """Trained tensors by their name in the adapter folder."""
+    if isinstance(model, Full):
+        return dict(model.model.named_parameters())
     if isinstance(model, Red):
         return dict(model.vectors)
     if isinstance(model, Plain):
@@ -274,6 +289,8 @@ def trained(model):
 
 def randomize_adapter(model, seed):
     """A start from which every trained tensor has a gradient: B of LoRA is not zero, RED's scales are not one."""
+    if isinstance(model, Full):
+        return  # the model's own start is one
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in sorted(trained(model).items()):
@@ -295,6 +312,12 @@ def randomize_adapter(model, seed):
 
 
 def save_adapter(model, folder):
+    """Of `full`, weights only: it starts from a model folder."""
+    if isinstance(model, Full):
+        folder.mkdir(parents=True)
+        tensors = {name: value.detach().clone() for name, value in trained(model).items()}
+        save_file(tensors, folder / "model.safetensors")
+        return
     if isinstance(model, Red):
         model.save(folder)
     elif isinstance(model, Plain):

@@ -9,7 +9,7 @@ from compare import (
     BFLOAT16_GRAD_NORM_RELATIVE,
     BFLOAT16_LOSS_RELATIVE,
     LOSS_RELATIVE,
-    check_final_adapter,
+    check_final,
     check_steps,
     relative,
 )
@@ -21,7 +21,7 @@ def train_and_check(name, output, **sections):
     golden = Golden(name)
     run("train", recipe(golden, output, **sections), output)
     check_steps(metrics(output, "train"), golden.numbers["steps"])
-    check_final_adapter(output / "adapter", golden)
+    check_final(output, golden)
     return golden
 
 
@@ -64,6 +64,15 @@ ONE_RANK = [pytest.param(f"{model}_lora", 2, id=model) for model in LLAMA_MODELS
     pytest.param("t5_lora", 3, id="T5"),
     pytest.param("t5_v1_1_para_attention", 2, id="T5 v1.1 PARA"),
     pytest.param("t5_v1_1_red", 2, id="T5 v1.1 RED"),
+    pytest.param("gqa_full", 2, id="full"),
+    pytest.param("tied_full", 3, id="full, tied"),
+    pytest.param("biases_full", 2, id="full, biases"),
+    pytest.param("qwen2_full", 2, id="Qwen2 full"),
+    pytest.param("gpt2_full", 2, id="GPT-2 full"),
+    pytest.param("gpt2_untied_full", 2, id="GPT-2 full, untied"),
+    pytest.param("roberta_full", 2, id="RoBERTa full"),
+    pytest.param("t5_full", 2, id="T5 full"),
+    pytest.param("t5_v1_1_full", 3, id="T5 v1.1 full"),
 ]
 
 
@@ -142,6 +151,16 @@ LAYOUTS = [
     ("t5_prompt_tuning", 1, 2, "1f1b", 2),
     ("t5_v1_1_lopa", 1, 2, "1f1b", 1),
     ("t5_idpg", 2, 1, "1f1b", 1),
+    ("gqa_full", 2, 1, "1f1b", 1),
+    ("tied_full", 1, 2, "1f1b", 1),  # the embedding is trained on two stages
+    ("tied_full", 2, 2, "gpipe", 1),
+    ("tied_full", 1, 2, "interleaved", 1),
+    ("gpt2_full", 1, 4, "1f1b", 1),
+    ("gpt2_full", 2, 2, "1f1b", 1),
+    ("roberta_full", 2, 2, "1f1b", 1),
+    ("t5_full", 1, 4, "1f1b", 1),  # so are the tables of the position bias
+    ("t5_full", 2, 2, "1f1b", 2),
+    ("t5_v1_1_full", 1, 2, "1f1b", 1),
 ]
 
 
@@ -161,7 +180,7 @@ def test_manual_split(name, split, tmp_path):
     train_and_check(name, tmp_path, parallel=dict(pipeline=2, split=split))
 
 
-@pytest.mark.parametrize("name", ["gqa_lora", "gqa_para", "gqa_lopa", "t5_para"])
+@pytest.mark.parametrize("name", ["gqa_lora", "gqa_para", "gqa_lopa", "t5_para", "gqa_full", "t5_full"])
 def test_recompute(name, tmp_path):
     train_and_check(name, tmp_path, model=dict(recompute="layer"))
 

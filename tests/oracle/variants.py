@@ -462,6 +462,17 @@ CASES |= {
     "t5_v1_1_lopa": Case("t5_v1_1", _lopa(), _optim(), **_SEQ2SEQ),
 }
 
+# Elements whose gradient is rounding noise would move by noise: AdamW's epsilon is above it.
+_full = dict(method="full")
+_full_optim = _optim(lr=2e-3, eps=1e-3)
+CASES |= {f"{model}_full": Case(model, _full, _full_optim) for model in ("gqa", "tied", "biases", "qwen2", "gpt2", "gpt2_untied")}
+CASES |= {
+    "roberta_full": Case("roberta", _full, _full_optim, **_CLASSES),
+    "gpt2_full_score": Case("gpt2", _full, _full_optim, **_CLASSES),
+    "t5_full": Case("t5", _full, _full_optim, **_SEQ2SEQ),
+    "t5_v1_1_full": Case("t5_v1_1", _full, _full_optim, **_SEQ2SEQ),
+}
+
 # On a prepared folder of the real model; samples are these sentences.
 REAL_CASES = {
     "smollm2_lora": Case("smollm2", _lora(rank=8, alpha=16), _optim(lr=2e-4, global_batch=2)),
