@@ -97,7 +97,7 @@ absl::Status ReadAdapter(const YamlNode* node, const MethodKeys& methods, Recipe
   if (method_node->kind != YamlNode::Kind::kScalar) return reader.Finish();
   absl::StatusOr<VisitFunction> visit = methods.visit(recipe->adapter.method);
   if (!visit.ok()) {
-    return Annotate(visit.status(), absl::StrCat(method_node->origin, ": adapter.method"));
+    return Annotate(visit.status(), method_node->origin);
   }
   (*visit)(reader);
   WarnOfUnusedKeys(*node, reader, recipe);

@@ -21,6 +21,20 @@
 
 namespace graft::trainer {
 
+namespace {
+
+// Method `none` trains the task head alone.
+absl::Status CheckHeadAlone(const Recipe& recipe) {
+  if (recipe.task.type != "classification" && recipe.task.type != "regression") {
+    return RecipeError(absl::StrCat("adapter.method: found none, task ", recipe.task.type,
+                                    " has no head to train; allowed: a method with parameters"));
+  }
+  if (recipe.adapter.head_train) return absl::OkStatus();
+  return RecipeError("adapter.head.train: found false, method none trains nothing else");
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Build(const Recipe& recipe, comm::World& world) {
   std::unique_ptr<Trainer> trainer(new Trainer(recipe, world));
   using Step = absl::Status (Trainer::*)();
@@ -48,6 +62,7 @@ absl::Status Trainer::OpenOutput() {
     status = RecipeError(
         "model.path: absent, method full writes a model folder beside the files of that one");
   }
+  if (status.ok() && method == "none") status = CheckHeadAlone(recipe_);
   if (status.ok()) status = ChooseMetric();
   if (status.ok() && IsRankZero()) {
     status = MakeDirs(recipe_.run.output);

@@ -45,7 +45,8 @@ MethodKeys Methods() {
   return {{"lora", "red"}, [](const std::string& name) -> absl::StatusOr<VisitFunction> {
             if (name == "lora") return Fresh<FakeLora>();
             if (name == "red") return Fresh<FakeRed>();
-            return RecipeError(absl::StrCat("unknown method `", name, "`, known: lora, red"));
+            return RecipeError(
+                absl::StrCat("adapter.method: unknown method `", name, "`, known: lora, red"));
           }};
 }
 

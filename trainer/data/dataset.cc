@@ -242,10 +242,10 @@ absl::Status Dataset::CheckFitsModel(int64_t vocab_size, int64_t longest_sequenc
     return InputError(absl::StrCat(where, ": input_ids: the largest token id is ", max_token_id_,
                                    ", the model's vocab_size is ", vocab_size));
   }
-  if (longest_ > longest_sequence) {
-    return InputError(absl::StrCat(where, ": offsets: the longest sample has ", longest_,
-                                   " tokens, the model has positions for ",
-                                   longest_sequence));
+  for (int64_t i = 0; longest_ > longest_sequence && i < size(); ++i) {
+    if (length(i) <= longest_sequence) continue;
+    return InputError(absl::StrCat(where, ": offsets: sample ", at(i).sample_id, " has ", length(i),
+                                   " tokens, the model has positions for ", longest_sequence));
   }
   return absl::OkStatus();
 }

@@ -217,8 +217,8 @@ absl::Status DatasetShard::CheckLabels(const DatasetInfo& info) const {
   for (std::size_t i = 0; i < labels_.values.size(); ++i) {
     if (labels_.values[i] < 0 || labels_.values[i] >= num_labels) {
       return InputError(absl::StrCat(where_, ": labels[", i, "]: found ", labels_.values[i],
-                                     ", must be 0 to ", num_labels - 1,
-                                     " (labels in dataset.json)"));
+                                     " for sample ", sample_ids_.values[i], ", must be 0 to ",
+                                     num_labels - 1, " (labels in dataset.json)"));
     }
   }
   for (std::size_t i = 0; i < values_.values.size(); ++i) {

@@ -140,7 +140,7 @@ TEST(MalformedDatasetTest, LabelsOutOfRange) {
   classes.shards[0].int64["labels"] = {1, 2};
   classes.Write(folder);
   EXPECT_THAT(Dataset::Open(folder.path()),
-              FailsWith(ErrorKind::kInput, "labels[1]: found 2, must be 0 to 1"));
+              FailsWith(ErrorKind::kInput, "labels[1]: found 2 for sample 8, must be 0 to 1"));
   DatasetFolder values = TinyTaskDataset("regression", 2);
   values.shards[0].float32["labels"] = {std::numeric_limits<float>::quiet_NaN(), 0.0f};
   values.Write(folder);
