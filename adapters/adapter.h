@@ -48,6 +48,8 @@ struct Attachment {
   std::vector<RequestScales> request_scales;
 };
 
+class PromptEncoder;  // prompt_encoder.h
+
 struct AttachOptions {
   uint64_t seed = 0;
   int num_layers = 0;                       // of the whole model
@@ -61,6 +63,8 @@ struct AttachOptions {
   std::function<torch::Tensor(const std::vector<int64_t>& ids)> word_embeddings;
   // Of a method that trains the backbone: the leaves of this stage by HF name, each on the one stage that owns it.
   std::vector<std::pair<std::string, torch::Tensor>> trained_weights;
+  // Where the stage has the embedding: the model that Method::prompt_encoder names.
+  std::shared_ptr<PromptEncoder> prompt_encoder;
 };
 
 // What the adapter folder says beside the tensors.
@@ -69,11 +73,25 @@ struct PeftContext {
   std::string task_type;  // "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
 };
 
+// A model that encodes prompts for a method (prompt_encoder.h): as the recipe names it, and what its folder holds.
+struct PromptEncoderChoice {
+  std::string path;  // empty: none
+  std::string pool = "first";
+  bool train = false;
+};
+struct EncoderFacts {
+  std::string fingerprint;  // of its content
+  int64_t width = 0, vocab_size = 0, max_positions = 0;
+  std::vector<ParameterSpec> weights;  // by HF name
+};
+
 // What a method may check its own files against.
 struct ModelFacts {
   std::string model_type;
   std::vector<models::SiteSpec> sites;  // of the whole model
   int num_layers = 0;
+  // Of a prompt encoder's folder; kind input.
+  std::function<absl::StatusOr<EncoderFacts>(const std::string& path)> read_encoder = {};
   std::vector<ParameterSpec> weights = {};  // what the task runs of the whole model, by HF name, in the order of layers
 };
 
@@ -104,6 +122,8 @@ class Method {
   virtual const char* head_prefix() const { return "base_model.model."; }
   // True when the parameters are the backbone's own weights (BackboneOptions::train_weights) and a run leaves a model folder.
   virtual bool trains_backbone() const { return false; }
+  // The model that reads each sample's prompt in a vocabulary of its own (MicroBatch::prompts); null = none.
+  virtual const PromptEncoderChoice* prompt_encoder() const { return nullptr; }
   // True when it makes something of the prompt's rows: then a data set must have prompts.
   virtual bool reads_prompt() const { return false; }
   // Sites of `model_sites` (the whole model's) that the method acts on, after `layers` has been applied to model_sites. Error kind recipe when a pattern

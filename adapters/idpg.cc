@@ -12,9 +12,9 @@ namespace {
 
 using models::SiteSpec;
 
-TanhHeadSpec HeadOf(const SiteSpec& embed, int64_t hidden, int64_t rows) {
+TanhHeadSpec HeadOf(const SiteSpec& embed, int64_t in, int64_t hidden, int64_t rows) {
   return {.prefix = "idpg",
-          .in = embed.out_features,
+          .in = in,
           .hidden = hidden,
           .out = rows * embed.out_features,
           .layer = embed.id.layer};
@@ -22,25 +22,29 @@ TanhHeadSpec HeadOf(const SiteSpec& embed, int64_t hidden, int64_t rows) {
 
 class IdpgHook : public models::SiteHook {
  public:
-  IdpgHook(TanhHead head, int64_t rows) : head_(std::move(head)), rows_(rows) {}
+  IdpgHook(TanhHead head, std::shared_ptr<PromptEncoder> encoder, int64_t rows)
+      : head_(std::move(head)), encoder_(std::move(encoder)), rows_(rows) {}
 
   torch::Tensor EditOutput(const models::SiteInput& /*x*/, torch::Tensor y,
                            models::SiteContext& context) override {
     const std::vector<models::Segment> segments = SegmentsToFill(*context.batch);
     if (segments.empty()) return y;
-    const torch::Tensor made = head_.Run(EncodePrompts(y, segments), segments, context);
+    const torch::Tensor made =
+        head_.Run(encoder_->Encode(y, *context.batch, segments), segments, context);
     return FillVirtualRows(y, made.view({made.size(0), rows_, y.size(1)}), segments);
   }
 
  private:
   TanhHead head_;
+  std::shared_ptr<PromptEncoder> encoder_;
   int64_t rows_;
 };
 
 }  // namespace
 
-int64_t Idpg::HiddenOf(const SiteSpec& embed) const {
-  return hidden_ == 0 ? embed.out_features : hidden_;
+TanhHeadSpec Idpg::Head(const SiteSpec& embed) const {
+  const int64_t width = encoder_.WidthFor(embed.out_features);
+  return HeadOf(embed, width, hidden_ == 0 ? width : hidden_, prompt_length_);
 }
 
 void Idpg::VisitFields(FieldVisitor& v) {
@@ -58,17 +62,22 @@ absl::StatusOr<std::vector<SiteSpec>> Idpg::MatchSites(
 
 std::vector<ParameterSpec> Idpg::Parameters(const std::vector<SiteSpec>& matched) const {
   if (matched.empty()) return {};
-  return TanhHeadParameters(HeadOf(matched[0], HiddenOf(matched[0]), prompt_length_));
+  std::vector<ParameterSpec> parameters = TanhHeadParameters(Head(matched[0]));
+  for (ParameterSpec& weight : encoder_.Parameters(name(), matched[0].id.layer)) {
+    parameters.push_back(std::move(weight));
+  }
+  return parameters;
 }
 
 absl::StatusOr<Attachment> Idpg::Attach(const std::vector<SiteSpec>& matched_on_stage,
                                         const AttachOptions& options) const {
   Attachment attachment;
   for (const SiteSpec& embed : matched_on_stage) {
-    TanhHead head(HeadOf(embed, HiddenOf(embed), prompt_length_), options, dropout_);
+    TanhHead head(Head(embed), options, dropout_);
     attachment.parameters = head.parameters();
-    attachment.hooks.emplace_back(embed.id,
-                                  std::make_shared<IdpgHook>(std::move(head), prompt_length_));
+    auto encoder = encoder_.Attach(options, name(), embed.id.layer, &attachment.parameters);
+    attachment.hooks.emplace_back(
+        embed.id, std::make_shared<IdpgHook>(std::move(head), std::move(encoder), prompt_length_));
   }
   return attachment;
 }
@@ -79,14 +88,14 @@ nlohmann::json Idpg::PeftConfig(const std::vector<SiteSpec>& /*matched*/,
   config["prompt_length"] = prompt_length_;
   config["hidden"] = hidden_;
   config["dropout"] = dropout_;
-  config["encoder"] = {{"type", encoder_.type}};
+  config["encoder"] = encoder_.Json();
   config["read_at"] = read_at_.value;
   return config;
 }
 
 absl::Status Idpg::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
   GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "IDPG", name(), origin));
-  GRAFT_RETURN_IF_ERROR(CheckPromptEncoder(config, encoder_, origin));
+  GRAFT_RETURN_IF_ERROR(encoder_.Check(config, origin));
   return read_at_.Check(config, origin);
 }
 

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "adapters/prompt_encoder.h"
 #include "adapters/soft_prompt.h"
+#include "adapters/tanh_head.h"
 
 namespace graft::adapters {
 
@@ -18,6 +20,8 @@ class Idpg : public Method {
   bool reads_first_row() const override { return read_at_.is_first(); }
   int64_t virtual_rows() const override { return prompt_length_; }
   bool reads_prompt() const override { return true; }
+  absl::Status Open(const ModelFacts& model) override { return encoder_.Open(model); }
+  const PromptEncoderChoice* prompt_encoder() const override { return encoder_.model(); }
   // `embed`.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
       const std::vector<models::SiteSpec>& model_sites) const override;
@@ -33,12 +37,12 @@ class Idpg : public Method {
                                const std::string& origin) const override;
 
  private:
-  int64_t HiddenOf(const models::SiteSpec& embed) const;
+  TanhHeadSpec Head(const models::SiteSpec& embed) const;
 
   int64_t prompt_length_ = 10;
   int64_t hidden_ = 256;
   double dropout_ = 0.1;
-  PromptEncoderFields encoder_;
+  PromptEncoderField encoder_;
   ReadAtField read_at_;
 };
 

@@ -22,19 +22,19 @@ struct Heads {
 };
 
 // Init order: prompt, row, column.
-Heads HeadsOf(const SiteSpec& embed, int64_t hidden, int64_t rows, int64_t rank) {
-  const int64_t width = embed.out_features, inner = hidden == 0 ? width : hidden;
+Heads HeadsOf(const SiteSpec& embed, int64_t in, int64_t hidden, int64_t rows, int64_t rank) {
+  const int64_t width = embed.out_features, inner = hidden == 0 ? in : hidden;
   return {{.prefix = "lopa.row",
            .site = kGeneratorSite,
            .first_tensor = 1,
-           .in = width,
+           .in = in,
            .hidden = inner,
            .out = rows * rank,
            .layer = embed.id.layer},
           {.prefix = "lopa.col",
            .site = kColumnGeneratorSite,
            .first_tensor = 5,
-           .in = width,
+           .in = in,
            .hidden = inner,
            .out = width * rank,
            .layer = embed.id.layer}};
@@ -52,8 +52,10 @@ torch::Tensor Fuse(const std::string& fusion, const torch::Tensor& shared,
 
 class LopaHook : public models::SiteHook {
  public:
-  LopaHook(torch::Tensor prompt, TanhHead row, TanhHead column, int64_t rank, std::string fusion)
+  LopaHook(torch::Tensor prompt, std::shared_ptr<PromptEncoder> encoder, TanhHead row,
+           TanhHead column, int64_t rank, std::string fusion)
       : prompt_(std::move(prompt)),
+        encoder_(std::move(encoder)),
         row_(std::move(row)),
         column_(std::move(column)),
         rank_(rank),
@@ -63,7 +65,7 @@ class LopaHook : public models::SiteHook {
                            models::SiteContext& context) override {
     const std::vector<models::Segment> segments = SegmentsToFill(*context.batch);
     if (segments.empty()) return y;
-    const torch::Tensor e = EncodePrompts(y, segments);
+    const torch::Tensor e = encoder_->Encode(y, *context.batch, segments);
     const torch::Tensor u = row_.Run(e, segments, context).view({e.size(0), -1, rank_});
     const torch::Tensor v = column_.Run(e, segments, context).view({e.size(0), -1, rank_});
     return FillVirtualRows(y, Fuse(fusion_, prompt_, at::bmm(u, v.transpose(1, 2))), segments);
@@ -71,6 +73,7 @@ class LopaHook : public models::SiteHook {
 
  private:
   torch::Tensor prompt_;  // (M, D)
+  std::shared_ptr<PromptEncoder> encoder_;
   TanhHead row_, column_;
   int64_t rank_;
   std::string fusion_;
@@ -102,11 +105,15 @@ std::vector<ParameterSpec> Lopa::Parameters(const std::vector<SiteSpec>& matched
   const SiteSpec& embed = matched[0];
   std::vector<ParameterSpec> parameters = {
       {kPromptName, {prompt_length_, embed.out_features}, embed.id.layer}};
-  const Heads heads = HeadsOf(embed, hidden_, prompt_length_, rank_);
+  const Heads heads =
+      HeadsOf(embed, encoder_.WidthFor(embed.out_features), hidden_, prompt_length_, rank_);
   for (const TanhHeadSpec& head : {heads.row, heads.column}) {
     for (ParameterSpec& parameter : TanhHeadParameters(head)) {
       parameters.push_back(std::move(parameter));
     }
+  }
+  for (ParameterSpec& weight : encoder_.Parameters(name(), embed.id.layer)) {
+    parameters.push_back(std::move(weight));
   }
   return parameters;
 }
@@ -117,15 +124,17 @@ absl::StatusOr<Attachment> Lopa::Attach(const std::vector<SiteSpec>& matched_on_
   for (const SiteSpec& embed : matched_on_stage) {
     const torch::Tensor prompt = InitialPrompt(options, embed, prompt_length_, init_ == "vocab");
     attachment.parameters.push_back({kPromptName, prompt, embed.id.layer});
-    const Heads specs = HeadsOf(embed, hidden_, prompt_length_, rank_);
+    const Heads specs =
+        HeadsOf(embed, encoder_.WidthFor(embed.out_features), hidden_, prompt_length_, rank_);
     TanhHead row(specs.row, options, dropout_), column(specs.column, options, dropout_);
     for (const TanhHead* head : {&row, &column}) {
       attachment.parameters.insert(attachment.parameters.end(), head->parameters().begin(),
                                    head->parameters().end());
     }
+    auto encoder = encoder_.Attach(options, name(), embed.id.layer, &attachment.parameters);
     attachment.hooks.emplace_back(
-        embed.id,
-        std::make_shared<LopaHook>(prompt, std::move(row), std::move(column), rank_, fusion_));
+        embed.id, std::make_shared<LopaHook>(prompt, std::move(encoder), std::move(row),
+                                             std::move(column), rank_, fusion_));
   }
   return attachment;
 }
@@ -139,14 +148,14 @@ nlohmann::json Lopa::PeftConfig(const std::vector<SiteSpec>& /*matched*/,
   config["fusion"] = fusion_;
   config["dropout"] = dropout_;
   config["init"] = init_;
-  config["encoder"] = {{"type", encoder_.type}};
+  config["encoder"] = encoder_.Json();
   config["read_at"] = read_at_.value;
   return config;
 }
 
 absl::Status Lopa::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {
   GRAFT_RETURN_IF_ERROR(CheckPeftType(config, "LOPA", name(), origin));
-  GRAFT_RETURN_IF_ERROR(CheckPromptEncoder(config, encoder_, origin));
+  GRAFT_RETURN_IF_ERROR(encoder_.Check(config, origin));
   GRAFT_RETURN_IF_ERROR(read_at_.Check(config, origin));
   return CheckSameText(config, "fusion", fusion_, origin);
 }

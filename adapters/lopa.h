@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "adapters/prompt_encoder.h"
 #include "adapters/soft_prompt.h"
 
 namespace graft::adapters {
@@ -19,6 +20,8 @@ class Lopa : public Method {
     return fusion_ == "concat" ? 2 * prompt_length_ : prompt_length_;
   }
   bool reads_prompt() const override { return true; }
+  absl::Status Open(const ModelFacts& model) override { return encoder_.Open(model); }
+  const PromptEncoderChoice* prompt_encoder() const override { return encoder_.model(); }
   // `embed`.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(
       const std::vector<models::SiteSpec>& model_sites) const override;
@@ -40,7 +43,7 @@ class Lopa : public Method {
   std::string fusion_ = "gated";
   double dropout_ = 0.1;
   std::string init_ = "random";
-  PromptEncoderFields encoder_;
+  PromptEncoderField encoder_;
   ReadAtField read_at_;
 };
 

@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "adapters/generator.h"
 #include "adapters/peft_config.h"
-#include "adapters/prompt_pool.h"
 #include "base/json.h"
 #include "base/philox.h"
 #include "base/status.h"
@@ -121,23 +120,6 @@ absl::Status ReadAtField::Check(const nlohmann::json& config, const std::string&
   nlohmann::json resolved = config;
   resolved.emplace("read_at", "text");
   return CheckSameText(resolved, "read_at", value, origin);
-}
-
-void PromptEncoderFields::Visit(FieldVisitor& v) {
-  v.Begin({"encoder", "what turns a sample's prompt into one vector"});
-  v.Text({"type", "embedding_mean: mean of the frozen word embeddings of the prompt's tokens"},
-         &type, {"embedding_mean"});
-  v.End();
-}
-
-absl::Status CheckPromptEncoder(const nlohmann::json& config, const PromptEncoderFields& encoder,
-                                const std::string& origin) {
-  GRAFT_ASSIGN_OR_RETURN(const nlohmann::json* found, GetObject(config, "encoder", origin));
-  return CheckSameText(*found, "type", encoder.type, absl::StrCat(origin, ": encoder"));
-}
-
-torch::Tensor EncodePrompts(const torch::Tensor& h, const std::vector<Segment>& segments) {
-  return PoolPrompts({h.detach(), nullptr}, segments, Pooling::kMean);
 }
 
 }  // namespace graft::adapters

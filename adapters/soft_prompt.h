@@ -45,15 +45,4 @@ struct ReadAtField {
   absl::Status Check(const nlohmann::json& config, const std::string& origin) const;
 };
 
-// `encoder:` of idpg and lopa: where a sample's vector e comes from.
-struct PromptEncoderFields {
-  std::string type = "embedding_mean";
-  void Visit(FieldVisitor& visitor);
-};
-// Error kind input when the folder's encoder is another one.
-absl::Status CheckPromptEncoder(const nlohmann::json& config, const PromptEncoderFields& encoder,
-                                const std::string& origin);
-// e (K, D) float32: the mean of the word embeddings of each prompt. h as the `embed` site sees it.
-torch::Tensor EncodePrompts(const torch::Tensor& h, const std::vector<models::Segment>& segments);
-
 }  // namespace graft::adapters

@@ -80,6 +80,7 @@ class HeadedMethod : public Method {
   int64_t virtual_rows() const override { return inner_->virtual_rows(); }
   bool reads_first_row() const override { return inner_->reads_first_row(); }
   bool reads_prompt() const override { return inner_->reads_prompt(); }
+  const PromptEncoderChoice* prompt_encoder() const override { return inner_->prompt_encoder(); }
   bool trains_backbone() const override { return inner_->trains_backbone(); }
 
   absl::StatusOr<std::vector<SiteSpec>> MatchSites(

@@ -38,6 +38,9 @@ struct MicroBatch {
   // Encoder-decoder models: the encoder's rows of the same samples, in the same order; the fields above are the decoder's. In each
   // tensor that travels between stages the encoder's rows stand in front of the decoder's.
   std::shared_ptr<const MicroBatch> source;
+  // The samples' prompts in the vocabulary of a separate prompt encoder (LoPA, IDPG), in the same order; of a sample that goes on
+  // while generating, without rows. On the batch whose segments have the virtual rows. Null: the data have none.
+  std::shared_ptr<const MicroBatch> prompts;
 
   bool has_task_labels() const { return !labels.empty() || !values.empty(); }
   int64_t num_rows() const { return segments.empty() ? 0 : segments.back().begin + segments.back().length; }

@@ -10,8 +10,11 @@ namespace graft::trainer {
 DecodingQueue::DecodingQueue(std::vector<Prompt> prompts, Options options)
     : options_(std::move(options)) {
   results_.reserve(prompts.size());
-  for (Prompt& prompt : prompts)
+  for (Prompt& prompt : prompts) {
+    has_encoder_ids_ = has_encoder_ids_ || !prompt.encoder_ids.empty();
+    encoder_ids_.push_back(std::move(prompt.encoder_ids));
     results_.push_back({prompt.sample_id, prompt.prompt_length, std::move(prompt.tokens), {}});
+  }
 }
 
 models::MicroBatch DecodingQueue::Next() {
@@ -19,20 +22,26 @@ models::MicroBatch DecodingQueue::Next() {
   while (static_cast<int64_t>(running_.size()) < room && next_ < results_.size()) {
     Begin(static_cast<int64_t>(next_++));
   }
-  models::MicroBatch batch, source;
+  models::MicroBatch batch, source, prompts;
   rows_.clear();
   for (const int64_t request : running_) {
     const int64_t made = Made(request);
     if (made == 0) {
       AppendPrompt(request, &batch, &source);
+      AppendEncoderIds(request, /*begins=*/true, &prompts);
       continue;
     }
     int64_t sequence = request * options_.beams;
     for (const int64_t token : LastTokens(request)) {
       if (has_encoder()) AppendSegment(sequence, {}, 0, 0, 0, &source);
+      AppendEncoderIds(request, /*begins=*/false, &prompts);
       rows_.push_back(
           AppendSegment(sequence++, {token}, 0, 0, RowsBeforeAnswer(request) + made - 1, &batch));
     }
+  }
+  if (has_encoder_ids_) {
+    (has_encoder() ? source : batch).prompts =
+        std::make_shared<const models::MicroBatch>(std::move(prompts));
   }
   if (has_encoder()) {
     for (int64_t& row : rows_) row += source.num_rows();
@@ -62,6 +71,13 @@ std::vector<int64_t> DecodingQueue::LastTokens(int64_t request) const {
   std::vector<int64_t> tokens;
   for (const Beam& beam : search(request).running()) tokens.push_back(beam.tokens.back());
   return tokens;
+}
+
+void DecodingQueue::AppendEncoderIds(int64_t request, bool begins,
+                                     models::MicroBatch* prompts) const {
+  const std::vector<int64_t> none;
+  const auto& ids = begins ? encoder_ids_[static_cast<size_t>(request)] : none;
+  if (has_encoder_ids_) AppendSegment(request, ids, 0, 0, 0, prompts);
 }
 
 void DecodingQueue::AppendPrompt(int64_t request, models::MicroBatch* batch,

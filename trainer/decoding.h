@@ -19,7 +19,9 @@ namespace graft::trainer {
 struct Prompt {
   int64_t sample_id = 0;
   std::vector<int64_t> tokens;  // at least one
-  int64_t prompt_length = 0;  // leading tokens that methods read; a decoder's prompt is all of them
+  // Leading tokens that methods read; a decoder's prompt is all of them.
+  int64_t prompt_length = 0;
+  std::vector<int64_t> encoder_ids = {};  // the prompt for a separate encoder
 };
 
 struct Continuation {
@@ -86,8 +88,12 @@ class DecodingQueue {
   int64_t LongestAnswer(int64_t request) const;
   bool Ended(int64_t request) const;
 
+  void AppendEncoderIds(int64_t request, bool begins, models::MicroBatch* prompts) const;
+
   Options options_;
   std::vector<Continuation> results_;
+  std::vector<std::vector<int64_t>> encoder_ids_;  // by request
+  bool has_encoder_ids_ = false;
   std::map<int64_t, BeamSearch> searches_;  // of running requests
   size_t next_ = 0;                         // first prompt that has not begun
   std::vector<int64_t> running_;            // requests

@@ -102,7 +102,10 @@ absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
         return InputError(absl::StrCat("data.eval: ", data.folder(), ": prompt_lengths: sample ",
                                        sample.sample_id, " has 0, `generate` needs at least 1"));
       }
-      prompts.push_back({sample.sample_id, {ids.begin(), ids.end()}, sample.prompt_length});
+      prompts.push_back({sample.sample_id,
+                         {ids.begin(), ids.end()},
+                         sample.prompt_length,
+                         {sample.encoder_ids.begin(), sample.encoder_ids.end()}});
     }
   }
   return prompts;

@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "adapters/task_head.h"
@@ -16,6 +17,7 @@
 #include "models/weights/expected_tensors.h"
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
+#include "sharding/model_encoder.h"
 #include "trainer/fingerprint.h"
 #include "trainer/merge_model.h"
 #include "trainer/plan_check.h"
@@ -146,7 +148,11 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
   for (models::PlacedTensor& tensor : models::PlacedTensors(config, outputs == 0)) {
     weights.push_back({std::move(tensor.name), std::move(tensor.shape), tensor.layer});
   }
-  GRAFT_RETURN_IF_ERROR(method.Open({config.model_type, sites, num_layers, std::move(weights)}));
+  const auto read_encoder = [&recipe](const std::string& path) {
+    return sharding::ReadEncoderFacts(path, recipe.model.follow_links);
+  };
+  GRAFT_RETURN_IF_ERROR(
+      method.Open({config.model_type, sites, num_layers, read_encoder, std::move(weights)}));
   if (!method.chooses_layers()) {
     GRAFT_ASSIGN_OR_RETURN(const std::vector<int> layers, AdapterLayers(recipe, num_layers));
     std::erase_if(sites, [&](const models::SiteSpec& site) {
@@ -238,6 +244,11 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   attach.num_layers = static_cast<int>(config_.num_layers);
   attach.model_dtype = dtype_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
+  const adapters::PromptEncoderChoice* encoder = method().prompt_encoder();
+  if (encoder != nullptr && stage_index() == plan_.parts.front().stage) {
+    GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder,
+                           sharding::LoadModelEncoder(*encoder, dtype_, recipe.model.follow_links));
+  }
   if (is_last_stage()) {
     GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, recorded));
   }
@@ -297,6 +308,15 @@ int64_t LoadedModel::head_parameters() const {
 int64_t LoadedModel::total_parameters() const {
   const int64_t added = method().trains_backbone() ? head_parameters() : trainable_parameters();
   return models::CountParameters(config_) + added;
+}
+
+int64_t LoadedModel::encoder_parameters() const {
+  int64_t count = 0;
+  const std::string prefix = absl::StrCat(method().name(), ".encoder.");
+  for (const adapters::ParameterSpec& parameter : method().Parameters(matched())) {
+    if (absl::StartsWith(parameter.name, prefix)) count += c10::multiply_integers(parameter.shape);
+  }
+  return count;
 }
 
 nlohmann::json LoadedModel::PeftConfig() const {

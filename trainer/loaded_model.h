@@ -89,6 +89,8 @@ class LoadedModel {
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
   // Of those, in the task head; 0 without one.
   int64_t head_parameters() const;
+  // Of those, in a prompt encoder that is trained too.
+  int64_t encoder_parameters() const;
   // The backbone and what is trained.
   int64_t total_parameters() const;
   // adapter_config.json of this adapter on this model.

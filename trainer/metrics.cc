@@ -97,8 +97,10 @@ absl::Status MetricsLog::Write(const RunRecord& record) {
       {"versions", versions},
       {"layout", LayoutJson(record.layout)},
       {"trainable_parameters", record.trainable_parameters},
-      {"adapter_parameters", record.trainable_parameters - record.head_parameters},
+      {"adapter_parameters",
+       record.trainable_parameters - record.head_parameters - record.encoder_parameters},
       {"head_parameters", record.head_parameters},
+      {"encoder_parameters", record.encoder_parameters},
       {"total_parameters", record.total_parameters},
       {"stages", stages}};
   return Append(json.dump());

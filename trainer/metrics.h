@@ -37,7 +37,8 @@ struct RunRecord {
   std::vector<std::pair<std::string, std::string>> versions;  // name, version
   LayoutRecord layout;
   int64_t trainable_parameters = 0;
-  int64_t head_parameters = 0;  // of those, in the task head
+  int64_t head_parameters = 0;     // of those, in the task head
+  int64_t encoder_parameters = 0;  // of those, in a prompt encoder
   int64_t total_parameters = 0;
   std::vector<StageRecord> stages;
 };

@@ -36,8 +36,43 @@ absl::StatusOr<std::shared_ptr<const Dataset>> OpenData(const Recipe& recipe,
   return data;
 }
 
+namespace {
+
+// What a separate prompt encoder reads.
+absl::Status CheckEncoderIds(const Dataset& data, const adapters::PromptEncoderChoice& encoder,
+                             const std::string& key) {
+  const std::string where = absl::StrCat(key, ": ", data.folder());
+  if (!data.has_encoder_ids()) {
+    return InputError(absl::StrCat(where,
+                                   ": encoder_ids: absent, adapter.encoder reads them; prepare the "
+                                   "data with --encoder ",
+                                   encoder.path));
+  }
+  GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, models::ReadModelConfig(encoder.path));
+  for (int64_t i = 0; i < data.size(); ++i) {
+    const Sample sample = data.at(i);
+    const auto length = static_cast<int64_t>(sample.encoder_ids.size());
+    if (length > config.max_positions) {
+      return InputError(absl::StrCat(where, ": encoder_ids: sample ", sample.sample_id, " has ",
+                                     length, ", the encoder has positions for ",
+                                     config.max_positions));
+    }
+    for (const int32_t id : sample.encoder_ids) {
+      if (id < config.vocab_size) continue;
+      return InputError(absl::StrCat(where, ": encoder_ids: sample ", sample.sample_id, " has ", id,
+                                     ", the encoder's vocab_size is ", config.vocab_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status CheckFitsModel(const Dataset& data, const LoadedModel& model, const std::string& key) {
   const models::ModelConfig& config = model.config();
+  if (const auto* encoder = model.method().prompt_encoder(); encoder != nullptr) {
+    GRAFT_RETURN_IF_ERROR(CheckEncoderIds(data, *encoder, key));
+  }
   GRAFT_RETURN_IF_ERROR(
       Annotate(data.CheckFitsModel(config.vocab_size, config.longest_sequence()), key));
   const int64_t virtual_rows = model.method().virtual_rows();

@@ -10,13 +10,14 @@
 #include "base/recipe_yaml.h"
 #include "base/status.h"
 #include "base/yaml_tree.h"
+#include "models/weights/folder_fingerprint.h"
 
 namespace graft::trainer {
 namespace {
 
 // Where a checkpoint's adapter section may differ: by where values came from.
 bool IsSource(const std::string& key) {
-  return key == "adapter.init_from" || key == "adapter.setting";
+  return key == "adapter.init_from" || key == "adapter.setting" || key == "adapter.encoder.path";
 }
 
 // A setting counts by what it says, not by where it lies: sha256 of the file, or the path as the
@@ -27,6 +28,16 @@ std::string ContentOfSetting(const std::string& value) {
     visitor.Text({"setting", "path"}, &path);
   }).IgnoreError();
   const absl::StatusOr<std::string> digest = Sha256File(path, {.follow_links = true});
+  return digest.ok() ? *digest : value;
+}
+
+// So does a prompt encoder, by its weights.
+std::string ContentOfEncoder(const std::string& value) {
+  std::string path;
+  ReadFieldList({{"path", value}}, "adapter.encoder", [&](FieldVisitor& visitor) {
+    visitor.Text({"path", "folder"}, &path);
+  }).IgnoreError();
+  const auto digest = models::FolderFingerprint(path, /*follow_links=*/true);
   return digest.ok() ? *digest : value;
 }
 
@@ -121,6 +132,7 @@ std::string AdapterConfigSha256(const Recipe& recipe,
     if (absl::StartsWith(key, "adapter.") && !IsSource(key)) section[key] = value;
     if (key == "adapter.track_sensitivity" && value == "false") section.erase(key);
     if (key == "adapter.setting") section[key] = ContentOfSetting(value);
+    if (key == "adapter.encoder.path") section[key] = ContentOfEncoder(value);
   }
   for (const auto& [name, shape] : names) parameters[name] = shape;
   return Sha256Hex(nlohmann::json{{"adapter", section}, {"parameters", parameters}}.dump());

@@ -212,6 +212,7 @@ absl::Status Trainer::OpenMetrics() {
   run.layout = Layout();
   run.trainable_parameters = model_->trainable_parameters();
   run.head_parameters = model_->head_parameters();
+  run.encoder_parameters = model_->encoder_parameters();
   run.total_parameters = model_->total_parameters();
   run.stages = StagesOf(*model_);
   const auto open = [&]() -> absl::Status {

@@ -223,14 +223,18 @@ void AppendLayerSites(const ModelConfig& config, int layer, const std::string& m
                       std::vector<SiteSpec> linears, std::vector<SiteSpec>* sites) {
   const int64_t width = config.hidden_size;
   std::string attention_out, ffn_out;
+  bool fan_in_fan_out = false;  // of those two modules
   for (SiteSpec& linear : linears) {
     if (linear.id.role == Role::kAttnO) attention_out = linear.module;
-    if (linear.id.role == Role::kFfnDown) ffn_out = linear.module;
+    if (linear.id.role == Role::kFfnDown) {
+      ffn_out = linear.module;
+      fan_in_fan_out = linear.fan_in_fan_out;
+    }
     sites->push_back(std::move(linear));
   }
   sites->push_back({{layer, Role::kLayerIn}, module, width, width});
-  sites->push_back({{layer, Role::kAttnOut}, attention_out, width, width});
-  sites->push_back({{layer, Role::kFfnOut}, ffn_out, width, width});
+  sites->push_back({{layer, Role::kAttnOut}, attention_out, width, width, fan_in_fan_out});
+  sites->push_back({{layer, Role::kFfnOut}, ffn_out, width, width, fan_in_fan_out});
   sites->push_back({{layer, Role::kLayerOut}, module, width, width});
 }
 

@@ -84,14 +84,57 @@ TEST(InitialPrompt, RandomIsStandardNormal) {
   EXPECT_NEAR(prompt.std().item<double>(), 1.0, 0.05);
 }
 
-TEST(SoftPrompts, AModelFolderAsEncoderIsARecipeError) {
-  for (const char* name : {"idpg", "lopa"}) {
+TEST(SoftPrompts, AnEncoderNeedsAllItsKeysOrNone) {
+  const auto opened = [](const char* name, const FieldList& fields) {
     const auto method = *NewMethod(name);
-    const absl::Status status = ReadFieldList({{"encoder.type", "model"}}, "test",
-                                              [&](FieldVisitor& v) { method->VisitFields(v); });
-    EXPECT_EQ(ExitCodeOf(status), 78);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("embedding_mean"));
+    const absl::Status read =
+        ReadFieldList(fields, "test", [&](FieldVisitor& v) { method->VisitFields(v); });
+    return read.ok() ? method->Open({}) : read;
+  };
+  for (const char* name : {"idpg", "lopa"}) {
+    EXPECT_TRUE(opened(name, {}).ok());
+    for (const auto& [fields, part] : std::vector<std::pair<FieldList, const char*>>{
+             {{{"encoder", "{type: model}"}}, "adapter.encoder.path: absent"},
+             {{{"encoder", "{path: somewhere}"}}, "belong to type model"},
+             {{{"encoder", "{pool: mean}"}}, "belong to type model"},
+             {{{"encoder", "{train: true}"}}, "belong to type model"},
+             {{{"encoder", "{type: other}"}}, "embedding_mean, model"},
+             {{{"encoder", "{pool: max}"}}, "first, mean, last"}}) {
+      const absl::Status status = opened(name, fields);
+      EXPECT_EQ(ExitCodeOf(status), 78) << part;
+      EXPECT_THAT(std::string(status.message()), HasSubstr(part));
+    }
   }
+}
+
+// Another encoder computes other vectors; one that is trained is in the folder.
+TEST(SoftPrompts, AFolderOfAnotherEncoderIsRefused) {
+  const auto sites = LlamaSites(1, 8, 4, 12);
+  const auto with = [](const char* fingerprint, const char* fields) {
+    auto method = *NewMethod("lopa");
+    ThrowIfError(ReadFieldList({{"encoder", fields}}, "test",
+                               [&](FieldVisitor& v) { method->VisitFields(v); }));
+    ModelFacts facts;
+    facts.read_encoder = [fingerprint](const std::string&) -> absl::StatusOr<EncoderFacts> {
+      return EncoderFacts{fingerprint, 6, 10, 20, {{"roberta.w", {2, 3}, 0}}};
+    };
+    ThrowIfError(method->Open(facts));
+    return method;
+  };
+  const auto ours = with("aa", "{type: model, path: p}");
+  const auto other = with("bb", "{type: model, path: q}");
+  const auto matched = *ours->MatchSites(sites);
+  const auto config = other->PeftConfig(matched, {"base", "CAUSAL_LM"});
+  EXPECT_THAT(std::string(ours->CheckPeftConfig(config, "f").message()),
+              HasSubstr("f: encoder: fingerprint is \"bb\""));
+  EXPECT_TRUE(other->CheckPeftConfig(config, "f").ok());
+  EXPECT_THAT(std::string(MethodWith("lopa", {})->CheckPeftConfig(config, "f").message()),
+              HasSubstr("type is \"model\""));
+  // The heads read e of its width, and its weights come last when they are trained.
+  EXPECT_EQ(ours->Parameters(matched)[1].shape, (std::vector<int64_t>{256, 6}));
+  const auto trained = with("cc", "{type: model, path: p, train: true}");
+  EXPECT_EQ(trained->Parameters(matched).back().name, "lopa.encoder.roberta.w");
+  EXPECT_EQ(trained->CountParameters(matched), ours->CountParameters(matched) + 6);
 }
 
 TEST(SoftPrompts, FoldersThatMeanSomethingElseAreRefused) {

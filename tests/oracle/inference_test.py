@@ -25,7 +25,7 @@ def expected_answers(model, samples):
     right = []
     for sample in samples:
         if targets := sample.targets():
-            said = reference.logits(model, sample.ids, sample.prompt_length).argmax(1).tolist()
+            said = reference.sample_logits(model, sample).argmax(1).tolist()
             right.append([said[row] == token for row, token in targets])
     tokens = [hit for hits in right for hit in hits]
     return dict(token_accuracy=sum(tokens) / len(tokens), exact_match=sum(map(all, right)) / len(right))
@@ -49,6 +49,7 @@ def answered(model, sample):
         ("gpt2_lora_qv", 1, 1),
         ("gqa_para", 2, 1),
         ("gqa_lopa", 1, 2),
+        ("gqa_lopa_encoder", 1, 2),
     ],
 )
 def test_eval(name, data, pipeline, evaluation_samples, tmp_path):
@@ -80,7 +81,7 @@ def test_eval_of_answers_that_the_model_gives(name, data, pipeline, evaluation_s
 
 def expected_metrics(model, samples):
     """By their definitions: accuracy, macro F1 and Matthews' correlation as that of one-hot columns; Pearson's."""
-    outputs = [reference.logits(model, s.ids, s.prompt_length) for s in samples]
+    outputs = [reference.sample_logits(model, s) for s in samples]
     if isinstance(samples[0].label, float):
         x, y = (torch.tensor(v, dtype=torch.float64) for v in ([o.item() for o in outputs], [s.label for s in samples]))
         return dict(pearson=torch.corrcoef(torch.stack([x, y]))[0, 1].item(), mse=((x - y) ** 2).mean().item())
@@ -98,7 +99,8 @@ def expected_metrics(model, samples):
 @pytest.mark.parametrize(
     "name, data, pipeline",
     [("roberta_lora", 1, 1), ("roberta_red", 2, 1), ("roberta_headless_red", 1, 2), ("gpt2_lora_score", 1, 1)]
-    + [("roberta_prompt_tuning", 1, 2), ("roberta_lopa_first", 2, 1), ("roberta_para", 1, 1)],
+    + [("roberta_prompt_tuning", 1, 2), ("roberta_lopa_first", 2, 1), ("roberta_para", 1, 1)]
+    + [("roberta_idpg_encoder_trained", 1, 2)],
 )
 @torch.no_grad()
 def test_eval_with_labels(name, data, pipeline, tmp_path):
@@ -141,6 +143,9 @@ def test_eval_with_labels(name, data, pipeline, tmp_path):
         ("t5_prompt_tuning", 1, 1),
         ("t5_idpg", 1, 2),
         ("t5_v1_1_lopa", 2, 1),
+        ("gqa_lopa_encoder", 2, 1),
+        ("gpt2_idpg_encoder", 1, 2),
+        ("t5_lopa_encoder", 1, 2),
     ],
 )
 def test_generate(name, data, pipeline, tmp_path):
@@ -190,6 +195,7 @@ def with_end_tokens(model_folder, end_tokens, folder):
         ("t5_v1_1_lora", 1, 2, 3, MANY_ENDS),
         ("t5_para", 2, 1, 3, MANY_ENDS),
         ("t5_idpg", 1, 4, 2, [2]),
+        ("gqa_lopa_encoder_trained", 1, 1, 3, MANY_ENDS),
     ],
 )
 def test_beam_search(name, data, pipeline, num_beams, end_tokens, tmp_path):
@@ -219,6 +225,7 @@ def test_beam_search(name, data, pipeline, num_beams, end_tokens, tmp_path):
         ("gqa_para", 2),
         ("gpt2_para", 1),
         ("mistral_para_some", 1),
+        ("gqa_lopa_encoder", 2),
     ],
 )
 def test_prompt(name, data, evaluation_samples, tmp_path):
@@ -238,7 +245,7 @@ def test_prompt(name, data, evaluation_samples, tmp_path):
         with torch.no_grad():
             difference = logits_difference(
                 reference.logits(served, sample.ids),
-                reference.logits(own, sample.ids, sample.prompt_length),
+                reference.sample_logits(own, sample),
             )
         assert difference <= LOGITS_ABSOLUTE
         assert reference.greedy(served, sample, NEW_TOKENS) == answer

@@ -111,6 +111,9 @@ def write_setting(model_folder, case, folder):
 def make_case(model_folder, case, train, evaluation, folder, seed):
     if case.keep:
         write_setting(model_folder, case, folder)
+    if "path" in case.adapter.get("encoder", {}):  # a model's name
+        path = str(model_folder.parent / case.adapter["encoder"]["path"])
+        case.adapter["encoder"] = case.adapter["encoder"] | dict(path=path)
     model = reference.new_adapter(reference.load_model(model_folder, task=case.task), case.adapter)
     reference.randomize_adapter(model, seed)
     reference.save_adapter(model, folder / "initial")
@@ -118,9 +121,7 @@ def make_case(model_folder, case, train, evaluation, folder, seed):
     with torch.no_grad():
         for i in LOGIT_SAMPLES:
             sample = train[i]
-            tensors[f"logits/{i}"] = reference.logits(
-                model, sample.ids, sample.prompt_length, sample.target
-            )
+            tensors[f"logits/{i}"] = reference.sample_logits(model, sample)
     golden = dict(case=asdict(case), model_folder=str(model_folder), steps=[])
     golden["eval_before"] = reference.evaluate(model, evaluation)
     for record in reference.train(model, train, case.optim, case.steps):
@@ -154,19 +155,30 @@ def make_cases(cases, model_folders, data, out):
 
 
 def make_tiny(out):
+    def with_prompts(samples, seed):
+        return prepared_data.with_encoder_ids(samples, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed)
+
     train = prepared_data.ragged_samples(NUM_TRAIN_SAMPLES, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed=11)
     evaluation = prepared_data.ragged_samples(9, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed=12)
+    with_prompts(train, 41)
+    with_prompts(evaluation, 42)
     prepared_data.write(out / "data" / "train", train, VOCAB_SIZE, num_shards=2)
     prepared_data.write(out / "data" / "eval", evaluation, VOCAB_SIZE)
     data = {"causal_lm": (train, evaluation)}
     data["seq2seq"] = []
     for part, (count, seed) in dict(train=(NUM_TRAIN_SAMPLES, 31), eval=(9, 32)).items():
-        data["seq2seq"].append(prepared_data.pairs(count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed))
+        samples = prepared_data.pairs(count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed)
+        data["seq2seq"].append(with_prompts(samples, seed + 20))
         prepared_data.write(out / "data" / f"seq2seq-{part}", data["seq2seq"][-1], VOCAB_SIZE)
     for task, num_labels in (("classification", NUM_LABELS), ("regression", 0)):
         parts = dict(train=(NUM_TRAIN_SAMPLES, 21), eval=(9, 22))
         data[task] = [
-            prepared_data.labelled_samples(count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed, num_labels)
+            with_prompts(
+                prepared_data.labelled_samples(
+                    count, VOCAB_SIZE, MAX_SAMPLE_LENGTH, seed, num_labels
+                ),
+                seed + 20,
+            )
             for count, seed in parts.values()
         ]
         for part, samples in zip(parts, data[task]):

@@ -26,6 +26,7 @@
 #include "models/layers/task_loss.h"
 #include "models/weights/expected_tensors.h"
 #include "models/weights/weight_source.h"
+#include "sharding/model_encoder.h"
 #include "tests/testing/status_matchers.h"
 #include "trainer/data/collate.h"
 #include "trainer/data/dataset.h"
@@ -136,8 +137,9 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     std::vector<adapters::ParameterSpec> all;
     for (const auto& tensor : models::PlacedTensors(config_, !has_head))
       all.push_back({tensor.name, tensor.shape, tensor.layer});
-    ThrowIfError(method_->Open({config_.model_type, models::ListSites(config_),
-                                static_cast<int>(config_.num_layers), all}));
+    ThrowIfError(method_->Open(
+        {config_.model_type, models::ListSites(config_), static_cast<int>(config_.num_layers),
+         [](const std::string& path) { return sharding::ReadEncoderFacts(path, false); }, all}));
     if (has_head) AddTaskHead();
     matched_ = ValueOrThrow(method_->MatchSites(SitesInLayers(config_, section)));
     if (!method_->trains_backbone()) LoadInitial(folder);
@@ -191,6 +193,10 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     adapters::AttachOptions attach;
     attach.num_layers = static_cast<int>(config_.num_layers);
     attach.trained_weights = stage.backbone->trained_weights();
+    if (const auto* encoder = method_->prompt_encoder(); encoder != nullptr && range.embed) {
+      attach.prompt_encoder =
+          ValueOrThrow(sharding::LoadModelEncoder(*encoder, torch::kFloat32, false));
+    }
     if (method_->trains_backbone() && has_head_) attach.stored_head = StoredHead();
     stage.adapters =
         ValueOrThrow(AdapterSet::Attach(*method_, here, attach, stage.backbone->sites()));

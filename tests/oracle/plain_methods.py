@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers import RobertaModel
 
 PREFIX = "base_model.model."
 HEADS = ("classifier", "score")  # of the classes for sequence classification
@@ -34,8 +35,8 @@ class Plain(torch.nn.Module):
         self.tensors[name] = torch.nn.Parameter(torch.zeros(*shape))
         return self.tensors[name]
 
-    def set_prompt(self, length):
-        self.prompt_length = length
+    def set_prompt(self, length, encoder_ids):
+        self.prompt_length, self.encoder_ids = length, encoder_ids
 
     def save(self, folder):
         folder = Path(folder)
@@ -205,7 +206,35 @@ def layers_of(model):
 
 
 class SoftPrompt(Plain):
-    """Rows in front of the word embeddings, made from the mean word embedding of the prompt's tokens."""
+    """Rows in front of the word embeddings, made from the mean word embedding of the prompt's tokens or by a model that reads the prompt."""
+
+    def add_encoder(self, method):
+        """Behind the method's own tensors."""
+        keys = self.keys["encoder"]
+        if keys["type"] == "embedding_mean":
+            self.encoder = None
+            return
+        self.encoder = load_encoder(keys["path"])
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(keys.get("train", False))
+            if keys.get("train", False):
+                self.tensors[f"{method}.encoder.roberta.{name}"] = parameter
+
+    def width_of_e(self):
+        keys = self.keys["encoder"]
+        if keys["type"] == "embedding_mean":
+            return self.config.hidden_size
+        return json.loads((Path(keys["path"]) / "config.json").read_text())["hidden_size"]
+
+    def prompt_vector(self, words):
+        if self.encoder is None:
+            prompt = words[: self.prompt_length].float()
+            return prompt.mean(0) if len(prompt) else torch.zeros(words.shape[1])
+        if not self.encoder_ids:
+            return torch.zeros(self.width_of_e())
+        states = self.encoder(input_ids=torch.tensor([self.encoder_ids])).last_hidden_state[0]
+        pool = self.keys["encoder"].get("pool", "first")
+        return dict(first=states[0], last=states[-1], mean=states.mean(0))[pool]
 
     def head(self, prefix, inputs, hidden, outputs):
         shapes = {"0.weight": (hidden, inputs), "0.bias": (hidden,)}
@@ -222,8 +251,7 @@ class SoftPrompt(Plain):
 
     def logits(self, ids, decoder):
         words = self.model.get_input_embeddings()(torch.tensor(ids))
-        prompt = words[: self.prompt_length].float()
-        rows = self.rows(prompt.mean(0) if len(prompt) else torch.zeros(words.shape[1]))
+        rows = self.rows(self.prompt_vector(words))
         inputs = torch.cat([rows.to(words.dtype), words])[None]
         if self.config.model_type == "roberta":
             states = self.model.roberta(inputs_embeds=inputs).last_hidden_state
@@ -237,8 +265,9 @@ class SoftPrompt(Plain):
 class Idpg(SoftPrompt):
     def __init__(self, model, adapter):
         super().__init__(model, adapter)
-        d, self.m = model.config.hidden_size, adapter["prompt_length"]
-        self.generator = self.head("idpg", d, adapter["hidden"] or d, self.m * d)
+        d, self.m, h = model.config.hidden_size, adapter["prompt_length"], self.width_of_e()
+        self.generator = self.head("idpg", h, adapter["hidden"] or h, self.m * d)
+        self.add_encoder("idpg")
 
     def rows(self, e):
         return self.run_head(self.generator, e).reshape(self.m, -1)
@@ -248,10 +277,12 @@ class Lopa(SoftPrompt):
     def __init__(self, model, adapter):
         super().__init__(model, adapter)
         d, self.m, self.r = model.config.hidden_size, adapter["prompt_length"], adapter["rank"]
-        hidden = adapter["hidden"] or d
+        h = self.width_of_e()
+        hidden = adapter["hidden"] or h
         self.shared = self.new("lopa.prompt", self.m, d)
-        self.row = self.head("lopa.row", d, hidden, self.m * self.r)
-        self.column = self.head("lopa.col", d, hidden, d * self.r)
+        self.row = self.head("lopa.row", h, hidden, self.m * self.r)
+        self.column = self.head("lopa.col", h, hidden, d * self.r)
+        self.add_encoder("lopa")
 
     def rows(self, e):
         u = self.run_head(self.row, e).reshape(self.m, self.r)
@@ -263,6 +294,10 @@ class Lopa(SoftPrompt):
             "add": lambda: self.shared + made,
             "max": lambda: torch.maximum(self.shared, made),
         }[self.keys["fusion"]]()
+
+
+def load_encoder(folder):
+    return RobertaModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager").eval()
 
 
 METHODS = {"para": Para, "idpg": Idpg, "lopa": Lopa}

@@ -16,6 +16,7 @@ class Sample:
     prompt_length: int
     label: float | int | None = None  # classification: int, regression: float; then nothing is masked
     target: list | None = None  # seq2seq: what the decoder must say, end token included
+    encoder_ids: list | None = None  # the prompt in the vocabulary of a separate encoder
 
     def targets(self):
         """(position that predicts, target id) of every trained token; seq2seq: positions of the decoder."""
@@ -59,6 +60,10 @@ def write(folder, samples, vocab_size, num_shards=1, num_labels=0):
         else:
             dtype = np.int64 if kind == "classification" else np.float32
             tensors["labels"] = np.array([s.label for s in chosen], dtype)
+        if chosen[0].encoder_ids is not None:
+            prompts = [s.encoder_ids for s in chosen]
+            tensors["encoder_ids"] = np.concatenate([np.array(p, np.int32) for p in prompts])
+            tensors["encoder_offsets"] = np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64)
         save_file(tensors, folder / name)
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         shards.append({"file": name, "samples": len(chosen), "sha256": digest})
@@ -93,7 +98,20 @@ def read(folder):
             if "target_ids" in t:
                 ends = t["target_offsets"]
                 target = t["target_ids"][ends[i] : ends[i + 1]].tolist()
-            samples.append(Sample(ids, mask, int(t["prompt_lengths"][i]), label, target))
+            encoder_ids = None
+            if "encoder_ids" in t:
+                ends = t["encoder_offsets"]
+                encoder_ids = t["encoder_ids"][ends[i] : ends[i + 1]].tolist()
+            samples.append(Sample(ids, mask, int(t["prompt_lengths"][i]), label, target, encoder_ids))
+    return samples
+
+
+def with_encoder_ids(samples, vocab_size, max_length, seed):
+    """Gives each sample a prompt for a separate encoder."""
+    rng = np.random.default_rng(seed)
+    for sample in samples:
+        length = int(rng.integers(1, max_length))
+        sample.encoder_ids = rng.integers(3, vocab_size, length).tolist()
     return samples
 
 

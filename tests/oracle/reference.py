@@ -294,6 +294,8 @@ def randomize_adapter(model, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in sorted(trained(model).items()):
+            if ".encoder.roberta." in name:
+                continue  # a model's own start
             noise = torch.randn(value.shape, generator=generator)
             is_head = any(part in HEADS for part in name.split("."))
             if name.endswith("lora_A.weight") or is_head and value.dim() == 2:
@@ -333,7 +335,7 @@ def decoder_inputs(config, target):
     return dict(decoder_input_ids=torch.tensor([[config.decoder_start_token_id, *target[:-1]]]))
 
 
-def logits(model, ids, prompt_length=0, target=None):
+def logits(model, ids, prompt_length=0, target=None, encoder_ids=None):
     """(T, V) float32 of one sample; the leading `prompt_length` tokens are its prompt. With a target: those of the decoder."""
     for module in model.modules():
         # Dynamic RoPE remembers the longest sample so far; a sample must not depend on those before it.
@@ -341,7 +343,7 @@ def logits(model, ids, prompt_length=0, target=None):
             module.inv_freq = module.original_inv_freq
             module.max_seq_len_cached = module.original_max_seq_len
     if isinstance(model, Plain):
-        model.set_prompt(prompt_length)
+        model.set_prompt(prompt_length, encoder_ids)
         return model.logits(ids, decoder_inputs(model.config, target))
     inputs = decoder_inputs(model.config, target)
     outputs = model(input_ids=torch.tensor([ids]), **inputs).logits[0].float()
@@ -349,6 +351,10 @@ def logits(model, ids, prompt_length=0, target=None):
         return outputs
     # (C) of a task head; else (T, V), where PEFT puts the rows of a soft prompt in front.
     return outputs if outputs.dim() == 1 else outputs[-len(ids) :]
+
+
+def sample_logits(model, sample):
+    return logits(model, sample.ids, sample.prompt_length, sample.target, sample.encoder_ids)
 
 
 def label_loss(outputs, label):
@@ -359,12 +365,12 @@ def label_loss(outputs, label):
 
 def loss_sum(model, sample):
     if sample.label is not None:
-        return label_loss(logits(model, sample.ids, sample.prompt_length), sample.label)
+        return label_loss(sample_logits(model, sample), sample.label)
     targets = sample.targets()
     if not targets:
         return torch.zeros(())
     rows, ids = (torch.tensor(column) for column in zip(*targets))
-    at_rows = logits(model, sample.ids, sample.prompt_length, sample.target)[rows]
+    at_rows = sample_logits(model, sample)[rows]
     return F.cross_entropy(at_rows, ids, reduction="sum")
 
 
@@ -377,8 +383,10 @@ def evaluate(model, samples):
 def next_logits(model, sample, said):
     """(V) behind what was said on a sample: by a decoder after the sample's prompt, or by one that reads an encoder of all of it."""
     if sample.target is None:
-        return logits(model, sample.ids[: sample.prompt_length] + said, sample.prompt_length)[-1]
-    return logits(model, sample.ids, sample.prompt_length, target=[*said, 0])[-1]
+        prompt = sample.ids[: sample.prompt_length]
+        return logits(model, prompt + said, len(prompt), encoder_ids=sample.encoder_ids)[-1]
+    target = [*said, 0]
+    return logits(model, sample.ids, sample.prompt_length, target, sample.encoder_ids)[-1]
 
 
 @torch.no_grad()

@@ -462,6 +462,15 @@ CASES |= {
     "t5_v1_1_lopa": Case("t5_v1_1", _lopa(), _optim(), **_SEQ2SEQ),
 }
 
+_encoder = lambda pool="first", **keys: dict(type="model", path="roberta", pool=pool, **keys)  # noqa: E731
+CASES |= {
+    "gqa_lopa_encoder": Case("gqa", _lopa(encoder=_encoder()), _optim()),
+    "gqa_lopa_encoder_trained": Case("gqa", _lopa(encoder=_encoder(pool="last", train=True)), _optim(eps=1e-3)),
+    "gpt2_idpg_encoder": Case("gpt2", _idpg(hidden=0, encoder=dict(type="model", path="roberta_headless", pool="mean")), _optim()),
+    "roberta_idpg_encoder_trained": Case("roberta", _idpg(encoder=_encoder(pool="mean", train=True)), _optim(eps=1e-3), **_CLASSES),
+    "t5_lopa_encoder": Case("t5", _lopa(encoder=_encoder(pool="mean")), _optim(), **_SEQ2SEQ),
+}
+
 # Elements whose gradient is rounding noise would move by noise: AdamW's epsilon is above it.
 _full = dict(method="full")
 _full_optim = _optim(lr=2e-3, eps=1e-3)

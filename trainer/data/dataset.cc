@@ -236,6 +236,11 @@ int64_t Dataset::total_tokens(int64_t index) const {
   return place.shard->total_tokens(place.index);
 }
 
+bool Dataset::has_encoder_ids() const {
+  return std::all_of(shards_.begin(), shards_.end(),
+                     [](const auto& shard) { return shard->has_encoder_ids(); });
+}
+
 absl::Status Dataset::CheckFitsModel(int64_t vocab_size, int64_t longest_sequence) const {
   const std::string where = Printable(folder_, 512);
   if (max_token_id_ >= vocab_size) {

@@ -74,6 +74,7 @@ class Dataset {
   // Tokens that a step's `tokens` counts: input and seq2seq target tokens.
   int64_t total_tokens(int64_t index) const;
 
+  bool has_encoder_ids() const;  // of every sample
   int64_t longest() const { return longest_; }            // tokens of the longest sample
   int32_t max_token_id() const { return max_token_id_; }  // of input and target ids
   // First tokens with loss_mask 1, which are never targets; the caller warns when there are any.

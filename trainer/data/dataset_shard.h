@@ -39,6 +39,7 @@ class DatasetShard {
   int64_t longest() const { return longest_; }
   int32_t max_token_id() const { return max_token_id_; }
   int64_t ignored_first_targets() const { return ignored_first_targets_; }
+  bool has_encoder_ids() const { return !encoder_offsets_.values.empty(); }
 
  private:
   DatasetShard() = default;
