@@ -11,7 +11,23 @@
 namespace graft::comm {
 namespace {
 
-enum Tag { kExchangeTag = -1, kGatherTag = -2, kBroadcastTag = -3, kBarrierTag = -4 };
+enum Tag {
+  kExchangeTag = -1,
+  kGatherTag = -2,
+  kBroadcastTag = -3,
+  kBarrierTag = -4,
+  kAllGatherTag = -5
+};
+constexpr struct {
+  int tag;
+  const char* operation;
+} kCollectives[] = {{kExchangeTag, "AllReduce"},
+                    {kGatherTag, "AllReduce"},
+                    {kBroadcastTag, "Broadcast"},
+                    {kBarrierTag, "Barrier"},
+                    {kAllGatherTag, "AllGather"}};
+// So long without progress before a rank asks itself whether the others are elsewhere.
+constexpr double kDoubtSeconds = 1;
 
 // Up to this much scratch per AllReduce a direct exchange is faster than two dependent phases.
 constexpr std::size_t kDirectBytes = 256 << 10;
@@ -67,6 +83,8 @@ char* HostCommunicator::Scratch(std::size_t bytes) {
 
 void HostCommunicator::WaitAll(const char* operation, Waiter* waiter, Requests* requests) {
   BlockedTimer timer(&blocked_seconds_);
+  double doubt = waiter->idle_seconds() + kDoubtSeconds;
+  std::string elsewhere;
   while (true) {
     std::vector<int> missing;
     bool progress = false;
@@ -82,11 +100,35 @@ void HostCommunicator::WaitAll(const char* operation, Waiter* waiter, Requests* 
     if (missing.empty()) break;
     if (progress) {
       waiter->NoteProgress();
-    } else if (!waiter->Pause()) {
+      doubt = kDoubtSeconds;
+      elsewhere.clear();
+      continue;
+    }
+    // Messages of one rank come in their order: what it sent before would have been there by now.
+    GRAFT_CHECK(elsewhere.empty(),
+                Describe(*this, operation,
+                         absl::StrCat(elsewhere, ": the ranks call collectives in another order")));
+    if (waiter->idle_seconds() >= doubt) {
+      elsewhere = OtherCollective(operation, missing);
+      doubt = waiter->idle_seconds() + kDoubtSeconds;
+    }
+    if (!waiter->Pause()) {
       throw StatusError(TimeoutError(*this, operation, missing, waiter->waited_seconds()));
     }
   }
   requests->clear();
+}
+
+std::string HostCommunicator::OtherCollective(const char* operation,
+                                              const std::vector<int>& peers) {
+  for (const int peer : peers) {
+    for (const auto& collective : kCollectives) {
+      if (std::strcmp(collective.operation, operation) == 0) continue;
+      if (!HasUnclaimed(peer, collective.tag)) continue;
+      return absl::StrCat("rank ", peer, " is in ", collective.operation);
+    }
+  }
+  return "";
 }
 
 void HostCommunicator::WaitOne(HostRequest* request) {
@@ -113,15 +155,15 @@ std::unique_ptr<Request> HostCommunicator::StartRecv(Buffer data, int from, int 
   return BookTransfer(*this, "Recv", data, from, PostRecv(data.data, data.bytes(), from, tag));
 }
 
-void HostCommunicator::ExchangeAll(const char* operation, const void* data, std::size_t bytes,
-                                   char* scratch) {
+void HostCommunicator::ExchangeAll(const char* operation, int tag, const void* data,
+                                   std::size_t bytes, char* scratch) {
   Requests requests;
   for (int step = 1; step < size(); ++step) {
     const int from = (rank() + step) % size();
-    requests.push_back(PostRecv(scratch + from * bytes, bytes, from, kExchangeTag));
+    requests.push_back(PostRecv(scratch + from * bytes, bytes, from, tag));
   }
   for (int step = 1; step < size(); ++step) {
-    requests.push_back(PostSend(data, bytes, (rank() + size() - step) % size(), kExchangeTag));
+    requests.push_back(PostSend(data, bytes, (rank() + size() - step) % size(), tag));
   }
   Waiter waiter(timeout());
   WaitAll(operation, &waiter, &requests);
@@ -143,7 +185,7 @@ void HostCommunicator::AllReduce(Buffer inout, ReduceOp op) {
 
 void HostCommunicator::DirectAllReduce(Buffer inout, ReduceOp op) {
   char* scratch = Scratch(inout.bytes() * size());
-  ExchangeAll("AllReduce", inout.data, inout.bytes(), scratch);
+  ExchangeAll("AllReduce", kExchangeTag, inout.data, inout.bytes(), scratch);
   std::vector<void*> parts;
   for (int r = 0; r < size(); ++r) {
     parts.push_back(r == rank() ? inout.data : scratch + r * inout.bytes());
@@ -261,7 +303,7 @@ void HostCommunicator::AllGather(Buffer in, Buffer out) {
   std::memmove(slots + rank() * in.bytes(), in.data, in.bytes());
   if (size() == 1) return;
   const BookedCollective booked(*this, "AllGather", in);
-  ExchangeAll("AllGather", slots + rank() * in.bytes(), in.bytes(), slots);
+  ExchangeAll("AllGather", kAllGatherTag, slots + rank() * in.bytes(), in.bytes(), slots);
 }
 
 // Dissemination: after round k a rank knows of 2^k ranks that they have come.

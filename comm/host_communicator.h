@@ -6,6 +6,10 @@
 // block through a reduce-scatter (each rank owns a slice of the block, receives it from all ranks
 // and adds in rank order) and an all-gather, with the exchange of the next block under way. Both
 // give the same bits.
+//
+// Every collective has tags of its own. A rank that has waited a second looks for messages of
+// another collective from the ranks that it waits for: a wrong order is a bug error on both sides
+// that names both operations, not a hang.
 #pragma once
 
 #include <cstddef>
@@ -60,17 +64,24 @@ class HostCommunicator : public Communicator {
                                                 int tag) = 0;
   virtual std::unique_ptr<HostRequest> PostRecv(void* data, std::size_t bytes, int from,
                                                 int tag) = 0;
+  // Whether a message with this tag has come that no receive has asked for.
+  virtual bool HasUnclaimed(int from, int tag) = 0;
 
  private:
   struct Block;
   void CheckBuffer(const char* operation, const Buffer& buffer) const;
   void CheckPeer(const char* operation, int peer) const;
-  // Until all are done; done ones become null. Throws kind peer past the waiter's limit.
+  // Until all are done; done ones become null. Throws kind peer past the waiter's limit, kind bug
+  // when a rank that it waits for is in another collective.
   void WaitAll(const char* operation, Waiter* waiter, Requests* requests);
   void WaitOne(HostRequest* request);
+  // "rank 1 is in Barrier" for the first of `peers` that has sent a message of another collective;
+  // empty: none.
+  std::string OtherCollective(const char* operation, const std::vector<int>& peers);
   // Every other rank's copy of `bytes` bytes into `scratch` (rank r at r * bytes), mine from `data`
   // to all.
-  void ExchangeAll(const char* operation, const void* data, std::size_t bytes, char* scratch);
+  void ExchangeAll(const char* operation, int tag, const void* data, std::size_t bytes,
+                   char* scratch);
   void DirectAllReduce(Buffer inout, ReduceOp op);
   void BlockedAllReduce(Buffer inout, ReduceOp op);
   void StartExchange(const Buffer& buffer, Block* block);

@@ -74,6 +74,7 @@ class LocalCommunicator : public HostCommunicator {
   std::unique_ptr<HostRequest> PostSend(const void* data, std::size_t bytes, int to,
                                         int tag) override;
   std::unique_ptr<HostRequest> PostRecv(void* data, std::size_t bytes, int from, int tag) override;
+  bool HasUnclaimed(int from, int tag) override;
 
  private:
   friend class LocalRequest;
@@ -221,6 +222,12 @@ std::unique_ptr<HostRequest> LocalCommunicator::PostRecv(void* data, std::size_t
     channel.sends.pop_front();
   }
   return std::make_unique<LocalRequest>(this, false, from, key, std::move(message));
+}
+
+bool LocalCommunicator::HasUnclaimed(int from, int tag) {
+  std::lock_guard<std::mutex> lock(job_->mutex);
+  const auto channel = job_->channels.find({id_, from, rank_, tag});
+  return channel != job_->channels.end() && !channel->second.sends.empty();
 }
 
 std::unique_ptr<Communicator> LocalCommunicator::Split(int color, int key,

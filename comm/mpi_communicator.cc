@@ -54,6 +54,7 @@ class MpiCommunicator : public HostCommunicator {
   std::unique_ptr<HostRequest> PostSend(const void* data, std::size_t bytes, int to,
                                         int tag) override;
   std::unique_ptr<HostRequest> PostRecv(void* data, std::size_t bytes, int from, int tag) override;
+  bool HasUnclaimed(int from, int tag) override;
 
  private:
   MPI_Comm comm_;
@@ -174,6 +175,12 @@ std::unique_ptr<HostRequest> MpiCommunicator::PostRecv(void* data, std::size_t b
     begin += static_cast<std::size_t>(piece);
   } while (begin < bytes);
   return request;
+}
+
+bool MpiCommunicator::HasUnclaimed(int from, int tag) {
+  int found = 0;
+  Check(MPI_Iprobe(from, tag + kReservedTags, comm_, &found, MPI_STATUS_IGNORE), "Probe", from);
+  return found != 0;
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::Split(int color, int key, const std::string& name) {

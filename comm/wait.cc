@@ -30,7 +30,7 @@ Waiter::Waiter(absl::Duration limit)
 
 bool Waiter::Pause() {
   if (waited_seconds() > limit_seconds_) return false;
-  const double idle = SecondsSince(last_progress_);
+  const double idle = idle_seconds();
   if (idle < kSpinSeconds) return true;
   if (idle < kYieldSeconds) {
     sched_yield();
@@ -43,6 +43,8 @@ bool Waiter::Pause() {
 void Waiter::NoteProgress() { last_progress_ = Clock::now(); }
 
 double Waiter::waited_seconds() const { return SecondsSince(start_); }
+
+double Waiter::idle_seconds() const { return SecondsSince(last_progress_); }
 
 BlockedTimer::~BlockedTimer() { *total_ += SecondsSince(start_); }
 

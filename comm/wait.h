@@ -21,6 +21,7 @@ class Waiter {
   // Something arrived: spin again from now on. The limit keeps running.
   void NoteProgress();
   double waited_seconds() const;
+  double idle_seconds() const;  // since something arrived
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -22,6 +22,7 @@ WatchdogThread::WatchdogThread(std::unique_ptr<Watchdog> watchdog, WatchdogActio
     : watchdog_(std::move(watchdog)),
       actions_(std::move(actions)),
       clock_(clock),
+      dumps_before_(DumpRequests()),
       thread_([this] { Run(); }) {}
 
 WatchdogThread::~WatchdogThread() {
@@ -32,10 +33,15 @@ WatchdogThread::~WatchdogThread() {
 
 void WatchdogThread::Run() {
   BlockStopSignals();
+  int dumps = dumps_before_;
   auto next = std::chrono::steady_clock::now();
   while (!stop_.load()) {
     // Short naps, so that the end of a run does not wait for a tick.
     std::this_thread::sleep_for(kPoll);
+    if (const int requests = DumpRequests(); requests != dumps) {
+      dumps = requests;
+      DumpSelf("on request (USR2)");
+    }
     if (std::chrono::steady_clock::now() < next) continue;
     next = std::chrono::steady_clock::now() + kTick;
     if (const auto finding = watchdog_->Tick(clock_())) {

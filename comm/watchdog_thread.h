@@ -2,6 +2,7 @@
 // of the node writes its flight recorder, one of them prints the last line, all leave with exit
 // code 76, by which the launcher ends the job (reliability.md 4.1). Never calls MPI, takes no lock
 // that the main thread holds, and does not wait for a disk: a dump that takes too long is left.
+// On USR2 it writes the flight recorder and goes on (base/signals.h).
 #pragma once
 
 #include <atomic>
@@ -50,6 +51,7 @@ class WatchdogThread {
   const std::unique_ptr<Watchdog> watchdog_;
   const WatchdogActions actions_;
   const MonotonicClock clock_;
+  const int dumps_before_;  // requests that came before there was a thread
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };

@@ -34,6 +34,16 @@ TEST(SignalsDeathTest, HangUpIsIgnoredWithoutATerminal) {
   EXPECT_EXIT(Raise({SIGHUP}), ::testing::ExitedWithCode(10), "");
 }
 
+[[noreturn]] void RaiseDump() {
+  InstallStopHandlers();
+  for (int i = 0; i < 3; ++i) ::raise(SIGUSR2);
+  ::_exit(StopRequested() ? 99 : DumpRequests());
+}
+
+TEST(SignalsDeathTest, Usr2IsCountedAndStopsNothing) {
+  EXPECT_EXIT(RaiseDump(), ::testing::ExitedWithCode(3), "");
+}
+
 [[noreturn]] void RaiseBlocked() {
   InstallStopHandlers();
   BlockStopSignals();

@@ -68,13 +68,46 @@ def test_a_rank_that_never_returns_is_named(mode, tmp_path, rounds):
         assert "rank 1 has begun" in report and "AllReduce" in report, report
 
 
-def test_collectives_out_of_order_are_named(tmp_path):
-    """F6: one rank calls another collective than the rest. Nobody trains on; the dump shows where they part."""
-    job = mpirun(2, [BINARY_DIR / "chaos_ranks", tmp_path, 1000, 3, "order", 1, 20], tmp_path / "job")
-    code, _ = job.wait(60)
-    assert code in (70, 76), job.err
-    report = inspect(tmp_path)
-    assert "rank 0 AllReduce of 32768 bytes float64, rank 1 Barrier" in report, report
+# What the ranks say of each other; the first one to notice has the word.
+PARTED = {
+    "order": ("AllReduce on rank 0: rank 1 is in Barrier", "Barrier on rank 1: rank 0 is in AllReduce"),
+    "size": ("rank 1 sent 64 bytes, expected 32768", "rank 0 sent 32768 bytes, expected 64", "rank 0: MPI_ERR_TRUNCATE"),
+}
+
+
+@pytest.mark.parametrize("mode", PARTED)
+def test_a_collective_unlike_the_others_ends_the_job_at_once(mode, tmp_path, rounds):
+    """F6: one rank calls another collective than the rest, or the same one with another size. Nobody waits for a limit."""
+    for number in range(rounds(1, 10)):
+        output = tmp_path / f"run-{number}"
+        job = mpirun(2, [BINARY_DIR / "chaos_ranks", output, 1000, 60, mode, 1, 20], output / "job")
+        code, seconds = job.wait(50)
+        print(f"{mode}: job ended after {seconds:.1f} s")
+        assert code == 70, job.err
+        assert any(text in job.last_line for text in PARTED[mode]), job.err
+        report = inspect(output)
+        if mode == "order":
+            assert "rank 0 AllReduce of 32768 bytes float64, rank 1 Barrier" in report, report
+
+
+def test_flight_recorders_on_request(tmp_path):
+    """USR2 to the launcher: every rank writes its recorder and works on."""
+    job = mpirun(2, [BINARY_DIR / "chaos_ranks", tmp_path, 100_000_000, 60], tmp_path / "job")
+    try:
+        for number in (1, 2):
+            steps = job.out.count("step")
+            until(lambda: job.out.count("step") > steps + 100, 60, "steps")  # noqa: B023
+            job.process.send_signal(signal.SIGUSR2)
+            dumps = [tmp_path / "flight" / f"rank-{rank:05}.json" for rank in (0, 1)]
+            until(lambda: all(dump.exists() for dump in dumps), 30, f"dumps of request {number}")  # noqa: B023
+            report = inspect(tmp_path)
+            assert "2 of 2 left a dump" in report, report
+            assert "on request (USR2)" in report, report
+            for dump in dumps:
+                dump.unlink()
+        assert job.process.poll() is None
+    finally:
+        job.end()
 
 
 def test_an_error_of_one_rank_leaves_the_dumps_of_all(tmp_path):

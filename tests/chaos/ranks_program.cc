@@ -4,8 +4,8 @@
 //   chaos_ranks OUTPUT STEPS STEP_LIMIT_SECONDS [MODE RANK STEP]
 //
 // MODE at that rank and step: loop (computes for ever), sleep (a call that does not return), order
-// (another collective than the others), throw (an error of its own). Rank 0 prints "step N SECONDS"
-// for each step. Exit 70 when a sum is wrong.
+// (another collective than the others), size (the same collective with other counts), throw (an
+// error of its own). Rank 0 prints "step N SECONDS" for each step. Exit 70 when a sum is wrong.
 #include <unistd.h>
 
 #include <atomic>
@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/logging.h"
+#include "base/signals.h"
 #include "base/status.h"
 #include "comm/world.h"
 #include "launch/guard.h"
@@ -56,6 +57,10 @@ void Misbehave(const std::string& mode, comm::Communicator& all) {
   if (mode == "sleep") ::sleep(3600);
   if (mode == "throw") throw StatusError(NumericError("a number that is none"));
   if (mode == "order") all.Barrier();
+  if (mode == "size") {
+    std::vector<double> values(8);
+    all.AllReduce({values.data(), values.size(), comm::DType::kFloat64, -1}, comm::ReduceOp::kSum);
+  }
 }
 
 void Step(comm::Communicator& all, int64_t step) {
@@ -86,6 +91,7 @@ absl::Status Run(const Job& job, comm::World& world) {
 
 int Main(int argc, char** argv) {
   InitLogging("chaos_ranks");
+  InstallStopHandlers();
   auto world = comm::World::Create();
   if (!world.ok()) {
     launch::PrintLastLine(world.status());

@@ -284,6 +284,27 @@ void WrongSizeIsABug(const ContractContext& context) {
   }
 }
 
+// Both sides learn it long before a limit.
+void AnotherOrderIsABug(const ContractContext& context) {
+  if (context.size() == 1) return;
+  auto group = context.comm.Split(0, context.rank(), "parted");
+  int64_t mine = 1;
+  std::vector<int64_t> all(static_cast<std::size_t>(context.size()));
+  const absl::Status error = ErrorOf([&] {
+    if (context.rank() == 0) {
+      group->AllReduce(Of(&mine), ReduceOp::kSum);
+    } else {
+      group->AllGather(Of(&mine), Of(all.data(), all.size()));
+    }
+  });
+  ASSERT_EQ(KindOf(error), ErrorKind::kBug) << error;
+  const std::string text(error.message());
+  const std::string elsewhere = context.rank() == 0 ? "AllReduce on rank 0: rank 1 is in AllGather"
+                                                    : "rank 0 is in AllReduce";
+  ASSERT_NE(text.find(elsewhere), std::string::npos) << text;
+  context.comm.Barrier();
+}
+
 void WrongArgumentsAreBugs(const ContractContext& context) {
   comm::Communicator& c = context.comm;
   int64_t values[4] = {};
@@ -428,6 +449,7 @@ const std::vector<ContractCase>& HostContract() {
       {"TagsAndOrder", TagsAndOrder},
       {"GroupsDoNotMix", GroupsDoNotMix},
       {"WrongSizeIsABug", WrongSizeIsABug},
+      {"AnotherOrderIsABug", AnotherOrderIsABug},
       {"WrongArgumentsAreBugs", WrongArgumentsAreBugs},
       {"BlockedTimeIsCounted", BlockedTimeIsCounted},
       {"LateMessageIsAPeerError", LateMessageIsAPeerError},
