@@ -59,7 +59,7 @@ def write_setting(folders: Folders, **changes: object) -> None:
     (folders.root / "setting.json").write_text(json.dumps({**SETTING, **changes}))
 
 
-def key_row(method: str, key: str, value: object, *needles: str, two_ranks=False, **more) -> Row:
+def key_row(method: str, key: str, value: object, *needles: str, two_ranks=False, needle="", **more) -> Row:
     """A recipe whose key of this method is wrong; `more` are other keys of the adapter."""
     adapter: dict = {"method": method, **ADAPTERS[method], **more}
     outer, _, inner = key.partition(".")
@@ -69,7 +69,7 @@ def key_row(method: str, key: str, value: object, *needles: str, two_ranks=False
         f"= {value}",
         "model",
         write_setting,
-        (f"adapter.{key}", *needles),
+        (needle or f"adapter.{key}", *needles),
         code=78,
         sections={"adapter": adapter},
         two_ranks=two_ranks,
@@ -118,13 +118,33 @@ def key_rows() -> list[Row]:
         rows.append(key_row(method, "read_at", "last", "last", "text, first"))
     for method in ("idpg", "lopa"):
         rows += both_ends(method, "hidden", -1, 1000001)
-        encoder = "model", "embedding_mean"
-        rows.append(key_row(method, "encoder.type", "model", *encoder, two_ranks=True))
+        rows += encoder_rows(method)
     for method in ("lopa", "lora", "para"):
         rows += both_ends(method, "rank", 0, 65537)
     for method in ("fanlora", "idpg", "lopa", "lora", "para"):
         rows += both_ends(method, "dropout", -0.1, 1.0)
     return [*rows, *both_ends("lora", "alpha", 0.0, 2000000.0)]
+
+
+def encoder_rows(method: str) -> list[Row]:
+    """Of a prompt encoder; what it asks of a data set: tests/oracle/tasks_test.py."""
+
+    def folder_row(path: str, *needles: str) -> Row:
+        adapter = {"method": method, "encoder": {"type": "model", "path": path}}
+        where = "adapter.encoder.path", *needles
+        return MethodRow(
+            f"{method}.encoder", path, "model", write_setting, where, sections={"adapter": adapter}
+        )
+
+    return [
+        key_row(method, "encoder.type", "mean", "mean", "embedding_mean, model"),
+        key_row(method, "encoder.pool", "max", "max", "first, mean, last"),
+        key_row(method, "encoder.train", "maybe", "maybe"),
+        key_row(method, "encoder.path", "somewhere", "embedding_mean", needle="adapter.encoder"),
+        key_row(method, "encoder", {"type": "model"}, "path: absent", two_ranks=True),
+        folder_row("ROOT/nowhere", "nowhere"),
+        folder_row("ROOT/model", "model_type", "llama", "roberta"),
+    ]
 
 
 def setting_rows() -> list[Row]:

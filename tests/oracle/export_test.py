@@ -26,6 +26,8 @@ MERGED = [
     "gpt2_lora",
     "gpt2_lora_joint",
     "gpt2_red_fused",
+    "gpt2_red",
+    "gpt2_red_attention",
     "gpt2_headless_lora",
     "gpt2_ia3",
     "gpt2_fanlora",

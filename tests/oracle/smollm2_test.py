@@ -8,7 +8,7 @@ import torch
 import prepared_data
 import reference
 from beams import search_options
-from compare import check_final_adapter, check_steps
+from compare import check_final, check_steps
 from graft_program import GOLDENS, Golden, metrics, recipe, run
 
 BEAMS, NEW_TOKENS = 4, 16
@@ -30,7 +30,7 @@ def test_ten_steps(name, data, pipeline, tmp_path):
     keys = recipe(golden, tmp_path, parallel=parallel, optim=dict(micro_batch=1))
     run("train", keys, tmp_path)
     check_steps(metrics(tmp_path, "train"), golden.numbers["steps"])
-    check_final_adapter(tmp_path / "adapter", golden)
+    check_final(tmp_path, golden)
 
 
 @torch.no_grad()

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 
-from compare import LOSS_RELATIVE, check_final_adapter, check_steps, read_json, relative
-from graft_program import Golden, attempt, metrics, recipe, run
+import prepared_data
+from compare import LOSS_RELATIVE, check_final, check_steps, read_json, relative
+from graft_program import Golden, attempt, data_folder, metrics, recipe, run
+from variants import VOCAB_SIZE
 
 
 def test_evaluation_with_labels_keeps_the_best_by_its_metric(tmp_path):
@@ -34,7 +36,7 @@ def test_a_run_with_a_task_head_goes_on_on_another_layout(tmp_path):
     run("train", recipe(golden, tmp_path, checkpoint=checkpoint), tmp_path)
     assert metrics(tmp_path, "resume")[-1]["step"] == 4
     check_steps(metrics(tmp_path, "train"), golden.numbers["steps"])
-    check_final_adapter(tmp_path / "adapter", golden)
+    check_final(tmp_path, golden)
 
 
 REFUSALS = [
@@ -84,3 +86,48 @@ def test_a_model_that_cannot_do_the_task_is_refused(data, model, message, tmp_pa
     keys["model"]["path"] = str(Golden(model).model)
     exit_code, text = attempt("train", keys, tmp_path)
     assert exit_code == 78 and message in text.rstrip().splitlines()[-1], text[-2000:]
+
+
+def test_a_prompt_encoder_and_the_data(tmp_path):
+    """The data must have what the encoder reads, and it must fit."""
+    golden = Golden("gqa_lopa_encoder")
+
+    def refused(change, *parts, **sections):
+        samples = prepared_data.read(data_folder("causal_lm", "train"))
+        change(samples)
+        prepared_data.write(tmp_path / "data", samples, VOCAB_SIZE)
+        keys = recipe(golden, tmp_path / "run", data=dict(train=str(tmp_path / "data")), **sections)
+        for pipeline in (1, 2):
+            code, text = attempt("train", keys | dict(parallel=dict(pipeline=pipeline)), tmp_path)
+            last = text.rstrip().splitlines()[-1]
+            assert code == 65 and all(part in last for part in parts), text[-2000:]
+
+    def without(samples):
+        for sample in samples:
+            sample.encoder_ids = None
+
+    def too_long(samples):
+        samples[3].encoder_ids = [5] * 500
+
+    def outside(samples):
+        samples[3].encoder_ids = [VOCAB_SIZE]
+
+    refused(without, "data.train", "encoder_ids: absent", "--encoder")
+    refused(too_long, "encoder_ids: sample 1003 has 500", "positions")
+    refused(outside, "encoder_ids: sample 1003 has", "vocab_size")
+
+
+def test_a_run_is_not_continued_with_another_encoder(tmp_path):
+    """The same content elsewhere is the same encoder; other weights are another one, trained or not."""
+    golden = Golden("gqa_lopa_encoder_trained")
+    keys = recipe(golden, tmp_path / "run", checkpoint=dict(every=5), optim=dict(steps=5, schedule="constant"))
+    run("train", keys, tmp_path)
+    encoder = keys["adapter"]["encoder"]
+    moved, other = tmp_path / "moved", golden.model.parent / "roberta_headless"
+    shutil.copytree(encoder["path"], moved)
+    keys["optim"]["steps"] = 10
+    keys["adapter"]["encoder"] = encoder | dict(path=str(other))
+    code, text = attempt("train", keys, tmp_path)
+    assert code in (65, 74) and ("adapter" in text.rstrip().splitlines()[-1]), text[-2000:]
+    keys["adapter"]["encoder"] = encoder | dict(path=str(moved))
+    run("train", keys, tmp_path)

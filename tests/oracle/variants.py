@@ -328,6 +328,7 @@ CASES |= {
     # As HF PEFT trains c_attn.
     "gpt2_lora_joint": Case("gpt2", _lora(sites=_GPT2_ROLES, fused="joint"), _optim()),
     "gpt2_red": Case("gpt2", dict(method="red"), _optim(weight_decay=0.0)),
+    "gpt2_red_attention": Case("gpt2", dict(method="red", sites=["attn.out"]), _optim(weight_decay=0.0)),
     "gpt2_red_fused": Case("gpt2", dict(method="red", sites=["attn.q", "attn.v"]), _optim(weight_decay=0.0)),
     "gpt2_headless_red": Case("gpt2_headless", dict(method="red", what="scale"), _optim()),
     "gpt2_headless_lora": Case("gpt2_headless", _lora(sites=["attn.k", "ffn.up"]), _optim()),
