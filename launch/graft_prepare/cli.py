@@ -100,6 +100,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         help="the data set folder (with --eval-fraction: holds train/ and eval/)",
     )
     add(
+        "--encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="a RoBERTa-family model that is to read the prompts (adapter.encoder of lopa, idpg): "
+        "writes encoder_ids by its tokenizer",
+    )
+    add(
         "--kind",
         choices=("causal_lm", "classification", "regression", "seq2seq"),
         default="causal_lm",

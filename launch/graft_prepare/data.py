@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .encode import CausalEncoder, Encoded, EncodeOptions, InputEncoder
+from .encode import CausalEncoder, Encoded, EncodeOptions, InputEncoder, PromptEncoder
 from .errors import input_error, io_error, usage_error
 from .files import whole_folder
 from .reader import BadLines, RawRecord, Source, read_records
@@ -35,6 +35,7 @@ class DataOptions:
 
     inputs: list[Path]
     model: Path
+    encoder: Path | None
     out: Path
     kind: str
     file_format: str
@@ -92,6 +93,17 @@ def _max_length(options: DataOptions) -> int:
     return options.max_length
 
 
+def _encoder_positions(folder: Path) -> int:
+    config = read_config(folder)
+    positions = _positions(config)
+    if config.get("model_type") != "roberta" or positions is None:
+        raise input_error(
+            f"{folder}/config.json: model_type: found {config.get('model_type')!r}, "
+            "a prompt encoder must be a 'roberta' with max_position_embeddings"
+        )
+    return positions
+
+
 def _progress(options: DataOptions) -> AbstractContextManager[Any]:
     total = sum(path.stat().st_size for path in options.inputs)
     return tqdm(
@@ -109,6 +121,10 @@ class Preparation:
         self.tokenizer: LoadedTokenizer = load_tokenizer(options.model)
         self.reader = RecordReader(options.kind, options.columns, options.shape)
         self.max_length = _max_length(options)
+        self.prompts: PromptEncoder | None = None
+        if options.encoder is not None:
+            limit = _encoder_positions(options.encoder)
+            self.prompts = PromptEncoder(load_tokenizer(options.encoder), limit)
 
     def _samples(self, source: Source, reader: RecordReader) -> Iterator[Sample]:
         for record in read_records(self.options.inputs, self.options.file_format, source):
@@ -184,7 +200,9 @@ class Preparation:
     ) -> Iterator[Encoded]:
         limit = self.options.limit or sys.maxsize
         while batch := list(itertools.islice(samples, min(BATCH, limit))):
-            for result in encoder.encode(batch):
+            for sample, result in zip(batch, encoder.encode(batch), strict=True):
+                if isinstance(result, Encoded) and self.prompts is not None:
+                    result.encoder_ids = self.prompts.ids(sample)
                 if isinstance(result, Rejected):
                     self.report.reject(str(result))
                 elif limit:

@@ -6,6 +6,7 @@ special token that ends a turn is not.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ class Encoded:
     loss_mask: np.ndarray | None = None
     target_ids: np.ndarray | None = None
     label: str | None = None
+    encoder_ids: np.ndarray | None = None  # the prompt in the vocabulary of a separate encoder
 
     @property
     def trained(self) -> int:
@@ -173,6 +175,28 @@ class CausalEncoder:
             except Rejected as reason:
                 results.append(reason)
         return results
+
+
+def prompt_text(sample: Sample) -> tuple[str, str | None]:
+    """What an encoder of its own reads of a sample: the turns before the answer, without markers; an input, and its second text."""
+    if not sample.messages:
+        return sample.text or "", sample.text_pair
+    turns = itertools.takewhile(lambda turn: turn["role"] != "assistant", sample.messages)
+    return "\n".join(turn["content"] for turn in turns), None
+
+
+class PromptEncoder:
+    """Prompts for the model that `adapter.encoder` names (LoPA, IDPG), at most `limit` tokens of each."""
+
+    def __init__(self, tokenizer: LoadedTokenizer, limit: int) -> None:
+        self.backend = tokenizer.backend
+        self.backend.enable_truncation(limit)
+
+    def ids(self, sample: Sample) -> np.ndarray:
+        ids = np.array(self.backend.encode(*prompt_text(sample)).ids, dtype=np.int32)
+        if not len(ids):
+            raise Rejected("no token of the prompt for the encoder")
+        return ids
 
 
 class InputEncoder:

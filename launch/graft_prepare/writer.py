@@ -81,6 +81,10 @@ class DatasetWriter:
             ),
             "sample_ids": np.array([sample.number for sample in self.pending], dtype=np.int64),
         }
+        if self.pending[0].encoder_ids is not None:
+            prompts = [sample.encoder_ids for sample in self.pending]
+            tensors["encoder_ids"] = np.concatenate(prompts).astype(np.int32)
+            tensors["encoder_offsets"] = _offsets(prompts)
         if self.info.kind == "causal_lm":
             tensors["loss_mask"] = np.concatenate(
                 [sample.loss_mask for sample in self.pending]

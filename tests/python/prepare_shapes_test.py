@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import CHATML_TAGGED, write_jsonl, write_model_folder
+from conftest import CHATML_TAGGED, last_line, run_script, write_jsonl, write_model_folder
 from graft_prepare.errors import GraftError
 from prepare_helpers import Decoded, prepare, read_dataset, rows
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 Q, A = "What is the capital?", "Paris is."
 CHAT = f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{A}<|im_end|>\n"
@@ -292,3 +294,29 @@ def test_seq2seq_targets_end_with_the_end_token(model_folder, tmp_path):
     assert tensors["target_ids"][-1] == 1  # </s>
     assert header["num_trained_tokens"] == len(tensors["target_ids"])
     assert tensors["target_offsets"].tolist() == [0, len(tensors["target_ids"])]
+
+
+def test_prompts_for_a_separate_encoder(model_folder, tmp_path):
+    """Turns before the answer without markers, in the encoder's vocabulary, at most its positions."""
+    encoder = write_model_folder(tmp_path / "encoder")
+    config = {"model_type": "roberta", "vocab_size": 512, "max_position_embeddings": 14}
+    (encoder / "config.json").write_text(json.dumps(config))
+    records = [
+        {"instruction": "Name a colour.", "input": "", "output": "Blue."},
+        {"instruction": "Say it again " * 30, "input": "now", "output": "It."},
+    ]
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    arguments = ["data", "--input", source, "--model", model_folder]
+    result = run_script("prepare.py", *arguments, "--encoder", encoder, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    shard = load_file(tmp_path / "out" / "shard-00000.safetensors")
+    ends = shard["encoder_offsets"].tolist()
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    assert shard["encoder_ids"][: ends[1]].tolist() == tokenizer.encode("Name a colour.").ids
+    assert ends[2] - ends[1] == 12  # two positions of the table stand for padding
+    plain = run_script("prepare.py", *arguments, "--out", tmp_path / "plain")
+    assert plain.returncode == 0
+    assert "encoder_ids" not in load_file(tmp_path / "plain" / "shard-00000.safetensors")
+    wrong = run_script("prepare.py", *arguments, "--encoder", model_folder, "--out", tmp_path / "no")
+    assert wrong.returncode == 65 and "model_type" in last_line(wrong)
+    assert not (tmp_path / "no").exists()
