@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "adapters/peft_config.h"
 #include "adapters/tensor_check.h"
 #include "base/status.h"
 
@@ -14,6 +15,13 @@ int64_t Method::CountParameters(const std::vector<models::SiteSpec>& matched) co
     count += c10::multiply_integers(parameter.shape);
   }
   return count;
+}
+
+absl::StatusOr<FolderContent> Method::AsPeft(
+    const std::vector<models::SiteSpec>& /*matched*/, const PeftContext& /*context*/,
+    std::vector<std::pair<std::string, torch::Tensor>> /*parameters*/) const {
+  return RecipeError(absl::StrCat("export.as: found peft with method ", name(),
+                                  ", which needs or has no other form; allowed: own"));
 }
 
 absl::Status Method::Merge(const models::SiteSpec& site,

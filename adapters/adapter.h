@@ -103,6 +103,8 @@ struct LowRankEdit {
   bool rslora = false;
 };
 
+struct FolderContent;  // peft_config.h
+
 class Method {
  public:
   virtual ~Method() = default;
@@ -153,6 +155,10 @@ class Method {
                                                                                         const std::string& /*origin*/) const {
     return folder;
   }
+  // The parameters of the WHOLE model as a type of huggingface/peft that computes the same, for a method whose own folder nothing else loads.
+  // Kind recipe where there is none.
+  virtual absl::StatusOr<FolderContent> AsPeft(const std::vector<models::SiteSpec>& matched, const PeftContext& context,
+                                               std::vector<std::pair<std::string, torch::Tensor>> parameters) const;
   // Folds the adapter into a linear's weight (out, in) and bias (out; undefined when the model has none), both float32, for the outputs of `site`
   // (of a shared module: its own rows). `tensors`: the parameters, as FromFolder gives them. Sets *bias when the merged module needs one. Default: error kind recipe "does not merge".
   virtual absl::Status Merge(const models::SiteSpec& site, const std::vector<std::pair<std::string, torch::Tensor>>& tensors, torch::Tensor* weight,

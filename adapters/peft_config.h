@@ -3,6 +3,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -10,6 +12,12 @@
 #include "adapters/adapter.h"
 
 namespace graft::adapters {
+
+// An adapter folder's content.
+struct FolderContent {
+  nlohmann::json config;
+  std::vector<std::pair<std::string, torch::Tensor>> tensors;
+};
 
 // huggingface/peft's common keys.
 nlohmann::json CommonPeftConfig(const std::string& peft_type, const PeftContext& context);

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "adapters/fused_sites.h"
 #include "adapters/peft_config.h"
@@ -140,6 +141,54 @@ std::vector<FusedVector> Red::FusedVectors() const {
   if (has_scale()) vectors.push_back({kScaleName, 1.0f});
   if (has_bias()) vectors.push_back({kBiasName, 0.0f});
   return vectors;
+}
+
+absl::StatusOr<FolderContent> Red::AsPeft(const std::vector<SiteSpec>& matched,
+                                          const PeftContext& context,
+                                          NamedTensors parameters) const {
+  if (has_scale() && has_bias()) {
+    return RecipeError(
+        "export.as: found peft with adapter.what scale_and_bias, of which each half alone has a "
+        "type; allowed: own, or export.merge");
+  }
+  FolderContent content{CommonPeftConfig(has_scale() ? "IA3" : "BEFT", context), {}};
+  nlohmann::json modules = nlohmann::json::array();
+  bool fan_in_fan_out = false;
+  for (const SiteSpec& site : matched) {
+    if (!EditsLinearOutput(site.id.role)) {
+      return RecipeError(absl::StrCat("export.as: found peft with site ",
+                                      models::RoleName(site.id.role),
+                                      ", which is no linear's output; allowed: own"));
+    }
+    if (site.fan_in_fan_out && !has_scale()) {
+      return RecipeError(absl::StrCat("export.as: found peft with adapter.what bias at ",
+                                      site.module,
+                                      ", a Conv1D, which huggingface/peft's BEFT does not know; "
+                                      "allowed: own, or export.merge"));
+    }
+    // The roles of a shared module stand side by side.
+    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
+    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
+  }
+  content.config["target_modules"] = modules;
+  content.config["modules_to_save"] = nullptr;
+  if (has_scale()) {
+    content.config["exclude_modules"] = nullptr;
+    content.config["fan_in_fan_out"] = fan_in_fan_out;
+    content.config["feedforward_modules"] = nlohmann::json::array();
+    content.config["init_ia3_weights"] = true;
+  }
+  for (auto& [name, value] : ToFolder(matched, std::move(parameters))) {
+    const std::string own = has_scale() ? kScaleName : kBiasName;
+    if (!absl::EndsWith(name, own)) {
+      content.tensors.emplace_back(name, value);  // a task head's
+      continue;
+    }
+    const std::string module = name.substr(0, name.size() - own.size());
+    content.tensors.emplace_back(module + (has_scale() ? "ia3_l" : "beft_bias"),
+                                 has_scale() ? value.view({-1, 1}) : value.view({1, -1}));
+  }
+  return content;
 }
 
 absl::Status Red::Merge(const SiteSpec& site, const NamedTensors& tensors, torch::Tensor* weight,

@@ -38,6 +38,10 @@ class Red : public Method {
       std::vector<std::pair<std::string, torch::Tensor>> folder,
       const std::string& origin) const override;
   // W' = diag(s) W, b' = s (.) b + beta. layer.out does not merge.
+  // what: scale as IA3 without feed-forward modules, bias as BEFT (methods.md 6); not at layer.out.
+  absl::StatusOr<FolderContent> AsPeft(
+      const std::vector<models::SiteSpec>& matched, const PeftContext& context,
+      std::vector<std::pair<std::string, torch::Tensor>> parameters) const override;
   absl::Status Merge(const models::SiteSpec& site,
                      const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
                      torch::Tensor* weight, torch::Tensor* bias) const override;

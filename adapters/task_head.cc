@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters/dropout.h"
+#include "adapters/peft_config.h"
 #include "adapters/tensor_check.h"
 #include "base/philox.h"
 #include "base/status.h"
@@ -139,6 +140,14 @@ class HeadedMethod : public Method {
                                           const nlohmann::json& config, NamedTensors folder,
                                           const std::string& origin) const override {
     return inner_->FromFolder(WithoutHead(matched), config, std::move(folder), origin);
+  }
+  absl::StatusOr<FolderContent> AsPeft(const std::vector<SiteSpec>& matched,
+                                       const PeftContext& context,
+                                       NamedTensors parameters) const override {
+    GRAFT_ASSIGN_OR_RETURN(FolderContent content,
+                           inner_->AsPeft(WithoutHead(matched), context, std::move(parameters)));
+    if (spec_.train) content.config["modules_to_save"] = {spec_.module};
+    return content;
   }
   absl::StatusOr<LowRankEdit> LowRankAt(const SiteSpec& site,
                                         const NamedTensors& parameters) const override {

@@ -2,6 +2,7 @@
 // checkpoint or an adapter folder.
 #include <nlohmann/json.hpp>
 
+#include "adapters/peft_config.h"
 #include "base/logging.h"
 #include "base/status.h"
 #include "launch/commands.h"
@@ -58,11 +59,17 @@ absl::Status ExportCommand(CommandContext& context) {
     return absl::OkStatus();
   }
   const std::string base = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
-  const nlohmann::json peft = adapter.method->PeftConfig(
-      adapter.matched,
-      {.base_model_name_or_path = base, .task_type = trainer::PeftTaskType(recipe)});
-  GRAFT_RETURN_IF_ERROR(
-      sharding::WriteAdapterFolder(to, peft, adapter.method->ToFolder(adapter.matched, tensors)));
+  const adapters::PeftContext context_of_base{.base_model_name_or_path = base,
+                                              .task_type = trainer::PeftTaskType(recipe)};
+  adapters::FolderContent content;
+  if (recipe.export_.as == "peft") {
+    GRAFT_ASSIGN_OR_RETURN(content,
+                           adapter.method->AsPeft(adapter.matched, context_of_base, tensors));
+  } else {
+    content = {adapter.method->PeftConfig(adapter.matched, context_of_base),
+               adapter.method->ToFolder(adapter.matched, tensors)};
+  }
+  GRAFT_RETURN_IF_ERROR(sharding::WriteAdapterFolder(to, content.config, content.tensors));
   LOG(INFO) << "adapter in " << to;
   return absl::OkStatus();
 }

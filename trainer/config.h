@@ -168,6 +168,7 @@ struct ExportSection {
   std::string from;
   std::string to;
   bool merge = false;
+  std::string as = "own";
   void Visit(FieldVisitor& visitor);
 };
 

@@ -171,6 +171,10 @@ void ExportSection::Visit(FieldVisitor& v) {
   v.Text({"from", "checkpoint or adapter folder"}, &from);
   v.Text({"to", "folder to write"}, &to);
   v.Bool({"merge", "fold the adapter into the weights and write a whole model folder"}, &merge);
+  v.Text({"as",
+          "own = the method's own adapter folder; peft = a type of huggingface/peft that computes "
+          "the same (RED's halves: what: scale as IA3, bias as BEFT)"},
+         &as, {"own", "peft"});
 }
 
 }  // namespace graft::trainer

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import prepared_data
@@ -151,3 +152,44 @@ def test_prompt_tuning_of_both_stacks_is_read_for_the_encoder(tmp_path):
     run("train", keys | dict(optim=keys["optim"] | dict(steps=1)), tmp_path / "run")
     loss = metrics(tmp_path / "run", "train")[0]["loss"]
     assert relative(loss, golden.numbers["steps"][0]["loss"]) <= LOSS_RELATIVE
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [("gqa_red", "scale"), ("biases_red", "bias"), ("gpt2_red", "scale"), ("gpt2_red_fused", "scale")]
+    + [("t5_v1_1_red", "scale"), ("roberta_red", "scale"), ("roberta_red", "bias")],
+)
+def test_a_half_of_red_as_a_type_of_peft(name, what, tmp_path):
+    """PEFT's IA3 or BEFT with the exported folder computes what the reference's RED does with the run's own."""
+    golden = Golden(name)
+    keys = recipe(golden, tmp_path / "run")
+    keys["adapter"] = {k: v for k, v in keys["adapter"].items() if k != "init_from"} | dict(what=what)
+    run("train", keys, tmp_path / "run")
+    keys["export"] = {"from": str(tmp_path / "run"), "to": str(tmp_path / "to"), "as": "peft"}
+    run("export", keys, tmp_path)
+    own = reference.load_adapter(load_model(golden), tmp_path / "run" / "adapter")
+    peft = PeftModel.from_pretrained(load_model(golden), tmp_path / "to").eval()
+    assert type(peft.peft_config["default"]).__name__ == dict(scale="IA3Config", bias="BeftConfig")[what]
+    with torch.no_grad():
+        for sample in evaluation_samples(golden)[:4]:
+            a, b = (reference.logits(model, sample.ids, target=sample.target) for model in (own, peft))
+            assert logits_difference(a, b) <= LOGITS_ABSOLUTE
+
+
+def test_red_whole_has_no_type_of_peft(tmp_path):
+    golden = Golden("gqa_red")
+    keys = recipe(golden, tmp_path)
+    keys["export"] = {"from": str(golden.folder / "initial"), "to": str(tmp_path / "to"), "as": "peft"}
+    code, errors = attempt("export", keys, tmp_path)
+    assert code == 78 and "export.as" in errors and "scale_and_bias" in errors, errors
+    golden = Golden("gpt2_red")  # BEFT knows no Conv1D
+    keys = recipe(golden, tmp_path, export=keys["export"] | {"from": str(golden.folder / "initial")})
+    keys["adapter"]["what"] = "bias"
+    del keys["adapter"]["init_from"]
+    run("train", keys, tmp_path / "bias")
+    keys["export"]["from"] = keys["run"]["output"]
+    code, errors = attempt("export", keys, tmp_path)
+    assert code == 78 and "Conv1D" in errors, errors
+    keys = recipe(Golden("gqa_lora"), tmp_path, export=keys["export"] | {"from": str(Golden("gqa_lora").folder / "initial")})
+    code, errors = attempt("export", keys, tmp_path)
+    assert code == 78 and "export.as" in errors, errors
