@@ -122,7 +122,7 @@ def draw(
     figure.suptitle(f"{title}\nred frame = kept; colour = score, clipped to the middle 96 %")
     for axes, (name, file) in zip(panels[0], files.items(), strict=True):
         figure.colorbar(_draw_map(axes, name, file, kept[name]), ax=axes)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight")  # one map is narrower than the title
     pyplot.close(figure)
 
 
