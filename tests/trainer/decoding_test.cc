@@ -95,6 +95,26 @@ TEST(DecodingQueueTest, AnEncoderReadsThePromptAndTheDecoderBeginsWithItsOwnToke
   EXPECT_THAT(queue.results()[0].prompt, ElementsAre(5, 6, 7));
 }
 
+// The second request begins while the first one's two beams go on.
+TEST(DecodingQueueTest, APromptForAnEncoderOfItsOwnRunsOnceAndPairsWithTheSegments) {
+  DecodingQueue queue({{70, {5, 6}, 2, {40, 41, 42}}, {71, {8}, 1, {43}}}, {.max_new_tokens = 2,
+                                                                            .max_positions = 100,
+                                                                            .virtual_rows = 1,
+                                                                            .end_tokens = {99},
+                                                                            .width = 2,
+                                                                            .beams = 2});
+  models::MicroBatch batch = queue.Next();
+  ASSERT_NE(batch.prompts, nullptr);
+  EXPECT_THAT(batch.prompts->tokens, ElementsAre(40, 41, 42));
+  ASSERT_EQ(batch.prompts->segments.size(), batch.segments.size());
+  queue.Accept(std::vector<std::vector<BeamCandidate>>{
+      {{0, 7, -0.1f}, {0, 8, -0.2f}, {0, 9, -0.3f}, {0, 10, -0.4f}}});
+  batch = queue.Next();
+  ASSERT_EQ(batch.segments.size(), 2u);
+  ASSERT_EQ(batch.prompts->segments.size(), 2u);
+  EXPECT_EQ(batch.prompts->num_rows(), 0);
+}
+
 TEST(DecodingQueueTest, AFinishedSequenceMakesRoomForTheNextPrompt) {
   DecodingQueue queue(
       {{1, {1}}, {2, {2}}, {3, {3, 4}}},

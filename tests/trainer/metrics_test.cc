@@ -59,8 +59,8 @@ TEST_F(MetricsTest, RecordsCarryTheDocumentedFieldsKindFirst) {
   ASSERT_EQ(lines.size(), 5u);
   EXPECT_THAT(Keys(lines[0]),
               testing::ElementsAre("kind", "schema", "versions", "layout", "trainable_parameters",
-                                   "adapter_parameters", "head_parameters", "total_parameters",
-                                   "stages"));
+                                   "adapter_parameters", "head_parameters", "encoder_parameters",
+                                   "total_parameters", "stages"));
   EXPECT_EQ(lines[0]["stages"][1]["end_layer"], 4);
   EXPECT_THAT(Keys(lines[1]), testing::ElementsAre(
                                   "kind", "step", "loss", "grad_norm", "lr", "samples", "tokens",
