@@ -136,7 +136,12 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, const MpiOptions& options)
 
 MpiCommunicator::~MpiCommunicator() {
   // MPI_Comm_free is collective; when an error unwinds this rank the others are elsewhere.
-  if (!IsMpiFinalised() && !std::uncaught_exceptions()) MPI_Comm_free(&comm_);
+  if (IsMpiFinalised() || std::uncaught_exceptions()) return;
+  // Messages that nobody took, after collectives in a wrong order, would reach whichever
+  // communicator MPI gives the same number next.
+  int left = 0;
+  MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &left, MPI_STATUS_IGNORE);
+  if (left == 0) MPI_Comm_free(&comm_);
 }
 
 void MpiCommunicator::Check(int code, const char* operation, int peer) const {
