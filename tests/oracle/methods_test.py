@@ -42,12 +42,6 @@ def test_packing_with_a_soft_prompt_is_refused(tmp_path):
     refused(78, "recipe", keys, tmp_path, "data.packing", "lopa")
 
 
-def test_a_model_folder_as_encoder_is_refused(tmp_path):
-    keys = recipe(Golden("gqa_lopa"), tmp_path)
-    keys["adapter"]["encoder"] = dict(type="model")
-    refused(78, "recipe", keys, tmp_path, "adapter.encoder.type", "embedding_mean")
-
-
 def without_prompts(folder, keep_one):
     samples = prepared_data.read(GOLDENS / "data" / "train")
     for i, sample in enumerate(samples):
