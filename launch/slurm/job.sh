@@ -148,8 +148,14 @@ check_progress() {
   fail peer "$PEER_LOST" "two restarts in a row committed no $what after $done in $output: not started again; see $output/flight and the log, then sbatch anew"
 }
 
-# True when SLURM has put the job back by itself, as it does after a node failed.
-is_requeued() { [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)" = PENDING ]; }
+# A job that SLURM has put back by itself, as it does after a node failed, is refused as pending: that is as good.
+put_back() {
+  local answer
+  answer="$(scontrol requeue "$SLURM_JOB_ID" 2>&1)" && return
+  [[ "$answer" == *"pending execution"* ]] && return
+  echo "$answer" >&2
+  return 1
+}
 
 # Puts the job back into the queue and ends with `code`, or says why not.
 requeue() {
@@ -159,8 +165,7 @@ requeue() {
   say "exit code $code: back into the queue (restart $((restarts + 1)) of at most $most)"
   # SLURM ends this script. One that ends by itself meanwhile can be taken for the end of the next start.
   trap - USR1 TERM INT
-  is_requeued || scontrol requeue "$SLURM_JOB_ID" || is_requeued ||
-    fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
+  put_back || fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
   sleep 60
   exit "$code"
 }
