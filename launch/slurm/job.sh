@@ -14,6 +14,7 @@ source "${GRAFT_HOME:-$SLURM_SUBMIT_DIR}/launch/mpirun/common.sh"
 STOPPED=75       # on request, state saved
 NOT_STARTED=138  # USR1 reached mpirun before its handlers were there
 PEER_LOST=76     # found by graft
+NO_START=1       # of the launcher, never of graft: a node that has just come back does not start ranks yet
 KILLED=137       # a rank was killed
 CRASHED=139      # a rank died of a bad memory access; srun with PMIx does that now and then in MPI_Init
 DAEMON_LOST=205  # mpirun lost a node
@@ -114,7 +115,7 @@ launch_ranks() {
 # True for an end after which a new start in the same allocation may help.
 is_lost() {
   local lost
-  for lost in "$PEER_LOST" "$KILLED" "$CRASHED" "$DAEMON_LOST"; do
+  for lost in "$PEER_LOST" "$NO_START" "$KILLED" "$CRASHED" "$DAEMON_LOST"; do
     [ "$1" -ne "$lost" ] || return 0
   done
   return 1
