@@ -73,16 +73,17 @@ struct PeftContext {
   std::string task_type;  // "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
 };
 
-// A model that encodes prompts for a method (prompt_encoder.h): as the recipe names it, and what its folder holds.
-struct PromptEncoderChoice {
-  std::string path;  // empty: none
-  std::string pool = "first";
-  bool train = false;
-};
+// A model that encodes prompts for a method (prompt_encoder.h): what its folder holds, and as the recipe names it.
 struct EncoderFacts {
   std::string fingerprint;  // of its content
   int64_t width = 0, vocab_size = 0, max_positions = 0;
   std::vector<ParameterSpec> weights;  // by HF name
+};
+struct PromptEncoderChoice {
+  std::string path;  // empty: none
+  std::string pool = "first";
+  bool train = false;
+  EncoderFacts facts;  // read by Method::Open
 };
 
 // What a method may check its own files against.
@@ -92,7 +93,8 @@ struct ModelFacts {
   int num_layers = 0;
   // Of a prompt encoder's folder; kind input.
   std::function<absl::StatusOr<EncoderFacts>(const std::string& path)> read_encoder = {};
-  std::vector<ParameterSpec> weights = {};  // what the task runs of the whole model, by HF name, in the order of layers
+  // Of a method that trains the backbone: what the task runs of the whole model, by HF name, in the order of layers.
+  std::vector<ParameterSpec> weights = {};
 };
 
 // A linear's edit y += scale (x a^T) b^T, as scoring reads it (methods.md 16). Views of the parameters.

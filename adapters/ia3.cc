@@ -83,25 +83,24 @@ absl::StatusOr<Attachment> Ia3::Attach(const std::vector<SiteSpec>& matched_on_s
   return attachment;
 }
 
-nlohmann::json Ia3::PeftConfig(const std::vector<SiteSpec>& matched,
-                               const PeftContext& context) const {
+nlohmann::json Ia3PeftConfig(const std::vector<SiteSpec>& matched,
+                             const nlohmann::json& feedforward, const PeftContext& context) {
   nlohmann::json config = CommonPeftConfig("IA3", context);
-  // Full names: huggingface/peft matches list entries by suffix (methods.md 15).
-  nlohmann::json modules = nlohmann::json::array(), feedforward = nlohmann::json::array();
-  bool fan_in_fan_out = false;
-  for (const SiteSpec& site : matched) {
-    // The roles of a shared module stand side by side.
-    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
-    if (ScalesInput(site)) feedforward.push_back(site.module);
-    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
-  }
+  SetTargetModules(matched, &config);
   config["exclude_modules"] = nullptr;
-  config["fan_in_fan_out"] = fan_in_fan_out;
   config["feedforward_modules"] = feedforward;
   config["init_ia3_weights"] = true;
   config["modules_to_save"] = nullptr;
-  config["target_modules"] = modules;
   return config;
+}
+
+nlohmann::json Ia3::PeftConfig(const std::vector<SiteSpec>& matched,
+                               const PeftContext& context) const {
+  nlohmann::json feedforward = nlohmann::json::array();
+  for (const SiteSpec& site : matched) {
+    if (ScalesInput(site)) feedforward.push_back(site.module);
+  }
+  return Ia3PeftConfig(matched, feedforward, context);
 }
 
 absl::Status Ia3::CheckPeftConfig(const nlohmann::json& config, const std::string& origin) const {

@@ -10,6 +10,11 @@
 
 namespace graft::adapters {
 
+// adapter_config.json of an IA3 adapter at these sites; `feedforward`: the modules among them that
+// it scales at their input.
+nlohmann::json Ia3PeftConfig(const std::vector<models::SiteSpec>& matched,
+                             const nlohmann::json& feedforward, const PeftContext& context);
+
 class Ia3 : public Method {
  public:
   const char* name() const override { return "ia3"; }

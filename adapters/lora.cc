@@ -237,20 +237,12 @@ LoraPatterns Lora::Patterns(const std::vector<SiteSpec>& matched) const {
 nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
                                 const PeftContext& context) const {
   nlohmann::json config = CommonPeftConfig("LORA", context);
-  // Full names: huggingface/peft matches list entries by suffix (methods.md 15).
-  nlohmann::json modules = nlohmann::json::array();
-  bool fan_in_fan_out = false;
-  for (const SiteSpec& site : matched) {
-    // The roles of a shared module stand side by side.
-    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
-    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
-  }
+  SetTargetModules(matched, &config);
   const Size common = CommonSize(matched);
   config["lora_alpha"] = AlphaJson(common.alpha);
   const LoraPatterns patterns = Patterns(matched);
   config["alpha_pattern"] = patterns.alpha;
   config["bias"] = "none";
-  config["fan_in_fan_out"] = fan_in_fan_out;
   config["init_lora_weights"] = true;
   config["layers_pattern"] = nullptr;
   config["layers_to_transform"] = nullptr;
@@ -258,7 +250,6 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
   config["modules_to_save"] = nullptr;
   config["r"] = common.rank;
   config["rank_pattern"] = patterns.rank;
-  config["target_modules"] = modules;
   config["use_dora"] = false;
   config["use_rslora"] = rslora_;
   return config;

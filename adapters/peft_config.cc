@@ -38,6 +38,18 @@ absl::Status CheckSameText(const nlohmann::json& config, const std::string& key,
                                  "\", the recipe's is \"", value, "\""));
 }
 
+void SetTargetModules(const std::vector<models::SiteSpec>& matched, nlohmann::json* config) {
+  nlohmann::json modules = nlohmann::json::array();
+  bool fan_in_fan_out = false;
+  for (const models::SiteSpec& site : matched) {
+    // The roles of a shared module stand side by side.
+    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
+    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
+  }
+  (*config)["fan_in_fan_out"] = fan_in_fan_out;
+  (*config)["target_modules"] = std::move(modules);
+}
+
 std::string PeftName(const std::string& module, const std::string& suffix) {
   return absl::StrCat("base_model.model.", module, ".", suffix);
 }

@@ -1,5 +1,6 @@
 #include "adapters/prompt_encoder.h"
 
+#include <map>
 #include <memory>
 
 #include <nlohmann/json.hpp>
@@ -21,6 +22,10 @@ class EmbeddingMean : public PromptEncoder {
     return PoolPrompts({y.detach(), nullptr}, segments, Pooling::kMean);
   }
 };
+
+std::string NameOf(const std::string& prefix, const ParameterSpec& weight) {
+  return absl::StrCat(prefix, ".encoder.", weight.name);
+}
 
 }  // namespace
 
@@ -57,7 +62,7 @@ absl::Status PromptEncoderField::Open(const ModelFacts& model) {
     return MakeError(KindOf(facts.status()),
                      absl::StrCat("adapter.encoder.path: ", facts.status().message()));
   }
-  facts_ = *std::move(facts);
+  choice_.facts = *std::move(facts);
   return absl::OkStatus();
 }
 
@@ -65,8 +70,8 @@ std::vector<ParameterSpec> PromptEncoderField::Parameters(const std::string& pre
                                                           int layer) const {
   std::vector<ParameterSpec> parameters;
   if (model() == nullptr || !choice_.train) return parameters;
-  for (const ParameterSpec& weight : facts_.weights) {
-    parameters.push_back({absl::StrCat(prefix, ".encoder.", weight.name), weight.shape, layer});
+  for (const ParameterSpec& weight : choice_.facts.weights) {
+    parameters.push_back({NameOf(prefix, weight), weight.shape, layer});
   }
   return parameters;
 }
@@ -76,12 +81,11 @@ std::shared_ptr<PromptEncoder> PromptEncoderField::Attach(
     std::vector<NamedParameter>* parameters) const {
   if (model() == nullptr) return std::make_shared<EmbeddingMean>();
   GRAFT_CHECK(options.prompt_encoder != nullptr, "the stage has no prompt encoder");
-  std::map<std::string, torch::Tensor> leaves;
-  for (const auto& [name, leaf] : options.prompt_encoder->trained_weights()) leaves[name] = leaf;
-  for (const ParameterSpec& weight : facts_.weights) {
+  const auto trained = options.prompt_encoder->trained_weights();
+  const std::map<std::string, torch::Tensor> leaves(trained.begin(), trained.end());
+  for (const ParameterSpec& weight : choice_.facts.weights) {
     if (!choice_.train) break;
-    parameters->push_back(
-        {absl::StrCat(prefix, ".encoder.", weight.name), leaves.at(weight.name), layer});
+    parameters->push_back({NameOf(prefix, weight), leaves.at(weight.name), layer});
   }
   return options.prompt_encoder;
 }
@@ -92,7 +96,7 @@ nlohmann::json PromptEncoderField::Json() const {
           {"path", choice_.path},
           {"pool", choice_.pool},
           {"train", choice_.train},
-          {"fingerprint", facts_.fingerprint}};
+          {"fingerprint", choice_.facts.fingerprint}};
 }
 
 absl::Status PromptEncoderField::Check(const nlohmann::json& config,
@@ -104,7 +108,7 @@ absl::Status PromptEncoderField::Check(const nlohmann::json& config,
   GRAFT_RETURN_IF_ERROR(CheckSameText(*found, "pool", choice_.pool, where));
   // A trained encoder's weights are in the folder: where they started from does not matter.
   if (choice_.train || !found->contains("fingerprint")) return absl::OkStatus();
-  return CheckSameText(*found, "fingerprint", facts_.fingerprint, where);
+  return CheckSameText(*found, "fingerprint", choice_.facts.fingerprint, where);
 }
 
 }  // namespace graft::adapters

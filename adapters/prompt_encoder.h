@@ -40,7 +40,9 @@ class PromptEncoderField {
   // Null for embedding_mean.
   const PromptEncoderChoice* model() const { return choice_.path.empty() ? nullptr : &choice_; }
   // h, for a backbone of this width.
-  int64_t WidthFor(int64_t backbone) const { return model() == nullptr ? backbone : facts_.width; }
+  int64_t WidthFor(int64_t backbone) const {
+    return model() == nullptr ? backbone : choice_.facts.width;
+  }
   // `{prefix}.encoder.{HF name}` of a trained encoder, owned by `layer`.
   std::vector<ParameterSpec> Parameters(const std::string& prefix, int layer) const;
   // The encoder of a stage, and its trained parameters.
@@ -54,7 +56,6 @@ class PromptEncoderField {
  private:
   std::string type_ = "embedding_mean";
   PromptEncoderChoice choice_;
-  EncoderFacts facts_;
 };
 
 }  // namespace graft::adapters

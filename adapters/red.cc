@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "adapters/fused_sites.h"
+#include "adapters/ia3.h"
 #include "adapters/peft_config.h"
 #include "adapters/site_matching.h"
 #include "adapters/tensor_check.h"
@@ -143,17 +144,12 @@ std::vector<FusedVector> Red::FusedVectors() const {
   return vectors;
 }
 
-absl::StatusOr<FolderContent> Red::AsPeft(const std::vector<SiteSpec>& matched,
-                                          const PeftContext& context,
-                                          NamedTensors parameters) const {
+absl::Status Red::CheckFitsPeft(const std::vector<SiteSpec>& matched) const {
   if (has_scale() && has_bias()) {
     return RecipeError(
         "export.as: found peft with adapter.what scale_and_bias, of which each half alone has a "
         "type; allowed: own, or export.merge");
   }
-  FolderContent content{CommonPeftConfig(has_scale() ? "IA3" : "BEFT", context), {}};
-  nlohmann::json modules = nlohmann::json::array();
-  bool fan_in_fan_out = false;
   for (const SiteSpec& site : matched) {
     if (!EditsLinearOutput(site.id.role)) {
       return RecipeError(absl::StrCat("export.as: found peft with site ",
@@ -166,20 +162,25 @@ absl::StatusOr<FolderContent> Red::AsPeft(const std::vector<SiteSpec>& matched,
                                       ", a Conv1D, which huggingface/peft's BEFT does not know; "
                                       "allowed: own, or export.merge"));
     }
-    // The roles of a shared module stand side by side.
-    if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
-    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
   }
-  content.config["target_modules"] = modules;
-  content.config["modules_to_save"] = nullptr;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<FolderContent> Red::AsPeft(const std::vector<SiteSpec>& matched,
+                                          const PeftContext& context,
+                                          NamedTensors parameters) const {
+  GRAFT_RETURN_IF_ERROR(CheckFitsPeft(matched));
+  FolderContent content;
   if (has_scale()) {
-    content.config["exclude_modules"] = nullptr;
-    content.config["fan_in_fan_out"] = fan_in_fan_out;
-    content.config["feedforward_modules"] = nlohmann::json::array();
-    content.config["init_ia3_weights"] = true;
+    content.config = Ia3PeftConfig(matched, nlohmann::json::array(), context);
+  } else {
+    content.config = CommonPeftConfig("BEFT", context);
+    SetTargetModules(matched, &content.config);
+    content.config.erase("fan_in_fan_out");  // no key of BEFT's
+    content.config["modules_to_save"] = nullptr;
   }
+  const std::string own = has_scale() ? kScaleName : kBiasName;
   for (auto& [name, value] : ToFolder(matched, std::move(parameters))) {
-    const std::string own = has_scale() ? kScaleName : kBiasName;
     if (!absl::EndsWith(name, own)) {
       content.tensors.emplace_back(name, value);  // a task head's
       continue;

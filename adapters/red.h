@@ -48,6 +48,7 @@ class Red : public Method {
   bool MergeAddsBias(const models::SiteSpec& site) const override;
 
  private:
+  absl::Status CheckFitsPeft(const std::vector<models::SiteSpec>& matched) const;
   std::vector<FusedVector> FusedVectors() const;
   bool has_scale() const { return what_ != "bias"; }
   bool has_bias() const { return what_ != "scale"; }

@@ -53,10 +53,6 @@ double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtyp
   return 2.0 * static_cast<double>(count * rows * width * inner) / clock.Seconds();
 }
 
-}  // namespace
-
-namespace {
-
 // The backbone and what is trained beside it.
 int64_t TotalParameters(const models::ModelConfig& config, const trainer::AdapterChoice& adapter,
                         int64_t trainable) {

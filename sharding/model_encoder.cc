@@ -13,12 +13,6 @@
 namespace graft::sharding {
 namespace {
 
-models::SafetensorsFile::Options Reading(bool follow_links) {
-  models::SafetensorsFile::Options options;
-  options.follow_links = follow_links;
-  return options;
-}
-
 absl::StatusOr<models::ModelConfig> ReadEncoderConfig(const std::string& folder) {
   GRAFT_ASSIGN_OR_RETURN(models::ModelConfig config, models::ReadModelConfig(folder));
   if (config.model_type == "roberta") return config;
@@ -41,8 +35,7 @@ class ModelEncoder : public adapters::PromptEncoder {
     GRAFT_CHECK(batch.prompts != nullptr, "the micro-batch has no prompts for an encoder");
     at::AutoGradMode mode(choice_.train && at::GradMode::is_enabled());
     const models::MicroBatch chosen = Choose(batch, segments);
-    torch::Tensor e = at::zeros({static_cast<int64_t>(segments.size()), width()});
-    if (chosen.num_rows() == 0) return e;
+    if (chosen.num_rows() == 0) return at::zeros({static_cast<int64_t>(segments.size()), width()});
     models::SiteContext context;
     context.batch = &chosen;
     const torch::Tensor h = model_->Layers(model_->Embed(context), context).to(torch::kFloat32);
@@ -104,7 +97,7 @@ absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadModelEncoder(
     const adapters::PromptEncoderChoice& choice, torch::Dtype dtype, bool follow_links) {
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadEncoderConfig(choice.path));
   GRAFT_ASSIGN_OR_RETURN(const auto weights,
-                         models::OpenFolderWeights(choice.path, Reading(follow_links)));
+                         models::OpenFolderWeights(choice.path, {.follow_links = follow_links}));
   models::BackboneOptions options;
   options.dtype = dtype;
   options.language_head = false;

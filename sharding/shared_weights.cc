@@ -5,8 +5,6 @@
 
 #include <map>
 
-#include "absl/strings/str_cat.h"
-#include "base/status.h"
 #include "comm/agree.h"
 #include "sharding/buffer.h"
 

@@ -12,9 +12,9 @@ DecodingQueue::DecodingQueue(std::vector<Prompt> prompts, Options options)
   results_.reserve(prompts.size());
   for (Prompt& prompt : prompts) {
     has_encoder_ids_ = has_encoder_ids_ || !prompt.encoder_ids.empty();
-    encoder_ids_.push_back(std::move(prompt.encoder_ids));
-    results_.push_back({prompt.sample_id, prompt.prompt_length, std::move(prompt.tokens), {}});
+    results_.push_back({prompt.sample_id, std::move(prompt.tokens), {}});
   }
+  prompts_ = std::move(prompts);
 }
 
 models::MicroBatch DecodingQueue::Next() {
@@ -28,13 +28,15 @@ models::MicroBatch DecodingQueue::Next() {
     const int64_t made = Made(request);
     if (made == 0) {
       AppendPrompt(request, &batch, &source);
-      AppendEncoderIds(request, /*begins=*/true, &prompts);
+      if (has_encoder_ids_)
+        AppendSegment(request, prompts_[static_cast<size_t>(request)].encoder_ids, 0, 0, 0,
+                      &prompts);
       continue;
     }
     int64_t sequence = request * options_.beams;
     for (const int64_t token : LastTokens(request)) {
       if (has_encoder()) AppendSegment(sequence, {}, 0, 0, 0, &source);
-      AppendEncoderIds(request, /*begins=*/false, &prompts);
+      if (has_encoder_ids_) AppendSegment(request, {}, 0, 0, 0, &prompts);
       rows_.push_back(
           AppendSegment(sequence++, {token}, 0, 0, RowsBeforeAnswer(request) + made - 1, &batch));
     }
@@ -73,19 +75,13 @@ std::vector<int64_t> DecodingQueue::LastTokens(int64_t request) const {
   return tokens;
 }
 
-void DecodingQueue::AppendEncoderIds(int64_t request, bool begins,
-                                     models::MicroBatch* prompts) const {
-  const std::vector<int64_t> none;
-  const auto& ids = begins ? encoder_ids_[static_cast<size_t>(request)] : none;
-  if (has_encoder_ids_) AppendSegment(request, ids, 0, 0, 0, prompts);
-}
-
 void DecodingQueue::AppendPrompt(int64_t request, models::MicroBatch* batch,
                                  models::MicroBatch* source) {
-  const Continuation& begun = results_[static_cast<size_t>(request)];
+  const auto index = static_cast<size_t>(request);
   const int64_t sequence = request * options_.beams;
-  const int64_t last = AppendSegment(sequence, begun.prompt, options_.virtual_rows,
-                                     begun.prompt_length, 0, has_encoder() ? source : batch);
+  const int64_t last =
+      AppendSegment(sequence, results_[index].prompt, options_.virtual_rows,
+                    prompts_[index].prompt_length, 0, has_encoder() ? source : batch);
   rows_.push_back(has_encoder() ? AppendSegment(sequence, {options_.decoder_start}, 0, 0, 0, batch)
                                 : last);
 }

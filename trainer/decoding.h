@@ -26,7 +26,6 @@ struct Prompt {
 
 struct Continuation {
   int64_t sample_id = 0;
-  int64_t prompt_length = 0;
   std::vector<int64_t> prompt;
   std::vector<int64_t> tokens;  // generated, the end token included when there is one
 };
@@ -88,11 +87,9 @@ class DecodingQueue {
   int64_t LongestAnswer(int64_t request) const;
   bool Ended(int64_t request) const;
 
-  void AppendEncoderIds(int64_t request, bool begins, models::MicroBatch* prompts) const;
-
   Options options_;
   std::vector<Continuation> results_;
-  std::vector<std::vector<int64_t>> encoder_ids_;  // by request
+  std::vector<Prompt> prompts_;  // by request; their tokens are in results_
   bool has_encoder_ids_ = false;
   std::map<int64_t, BeamSearch> searches_;  // of running requests
   size_t next_ = 0;                         // first prompt that has not begun

@@ -143,10 +143,12 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
   }
   const int num_layers = static_cast<int>(config.num_layers);
   std::vector<models::SiteSpec> sites = models::ListSites(config);
-  if (method.trains_backbone()) GRAFT_RETURN_IF_ERROR(CheckFullKeys(recipe));
   std::vector<adapters::ParameterSpec> weights;
-  for (models::PlacedTensor& tensor : models::PlacedTensors(config, outputs == 0)) {
-    weights.push_back({std::move(tensor.name), std::move(tensor.shape), tensor.layer});
+  if (method.trains_backbone()) {
+    GRAFT_RETURN_IF_ERROR(CheckFullKeys(recipe));
+    for (models::PlacedTensor& tensor : models::PlacedTensors(config, outputs == 0)) {
+      weights.push_back({std::move(tensor.name), std::move(tensor.shape), tensor.layer});
+    }
   }
   const auto read_encoder = [&recipe](const std::string& path) {
     return sharding::ReadEncoderFacts(path, recipe.model.follow_links);
@@ -215,7 +217,6 @@ absl::Status LoadedModel::OpenConfig(const Recipe& recipe, const WorkShape& work
   dtype_ = RecipeDtype(recipe);
   base_model_ = recipe.model.path.empty() ? recipe.model.shape : recipe.model.path;
   GRAFT_ASSIGN_OR_RETURN(config_, ReadRecipeModel(recipe));
-  model_path_ = recipe.model.path;
   follow_links_ = recipe.model.follow_links;
   task_ = recipe.task.type;
   peft_task_type_ = PeftTaskType(recipe);
@@ -330,7 +331,7 @@ absl::Status LoadedModel::WriteTrained(const std::string& folder,
       sharding::GatherParameters(*groups_.pipeline_group, adapters());
   absl::Status status;
   if (world_.rank() == 0 && method().trains_backbone()) {
-    status = MergeModel(model_path_, config_, method(), matched(), tensors, folder,
+    status = MergeModel(base_model_, config_, method(), matched(), tensors, folder,
                         {.follow_links = follow_links_,
                          .labels = labels,
                          .trained_dtype = dtype_,

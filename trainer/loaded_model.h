@@ -134,7 +134,6 @@ class LoadedModel {
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;
   std::unique_ptr<sharding::SharedWeights> shared_weights_;
-  std::string model_path_;  // empty: model.shape
   bool follow_links_ = false;
 };
 

@@ -113,12 +113,12 @@ class Merger {
     std::map<std::string, int64_t> sizes;
     for (const std::string& name : weights_->names()) {
       if (!head_.empty() && IsOfHead(name)) continue;
-      // What was not trained of such a model is stale: the stored copy of a tied head, other heads.
-      if (method_.trains_backbone() && trained_.count(name) == 0 && !IsOfHead(name)) continue;
       if (const auto found = trained_.find(name); found != trained_.end()) {
         sizes[name] = static_cast<int64_t>(found->second.nbytes());
         continue;
       }
+      // What was not trained of such a model is stale: the stored copy of a tied head, other heads.
+      if (method_.trains_backbone() && !IsOfHead(name)) continue;
       GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights_->Find(name));
       sizes[name] = view.bytes;
     }

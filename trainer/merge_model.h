@@ -25,8 +25,9 @@ struct MergeOptions {
 };
 
 // `to` must not exist unless it may be replaced; it appears complete or not at all. At most one
-// weight file's worth of merged tensors lies in memory. Errors: kind recipe when the method does
-// not merge, or needs a bias that this model_type cannot have; kind input, io from the files.
+// weight file's worth of merged tensors lies in memory, but all that method `full` has trained.
+// Errors: kind recipe when the method does not merge, or needs a bias that this model_type cannot
+// have; kind input, io from the files.
 absl::Status MergeModel(const std::string& model_folder, const models::ModelConfig& config,
                         const adapters::Method& method,
                         const std::vector<models::SiteSpec>& matched,

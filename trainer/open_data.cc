@@ -48,19 +48,19 @@ absl::Status CheckEncoderIds(const Dataset& data, const adapters::PromptEncoderC
                                    "data with --encoder ",
                                    encoder.path));
   }
-  GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, models::ReadModelConfig(encoder.path));
+  const adapters::EncoderFacts& facts = encoder.facts;
   for (int64_t i = 0; i < data.size(); ++i) {
     const Sample sample = data.at(i);
     const auto length = static_cast<int64_t>(sample.encoder_ids.size());
-    if (length > config.max_positions) {
+    if (length > facts.max_positions) {
       return InputError(absl::StrCat(where, ": encoder_ids: sample ", sample.sample_id, " has ",
                                      length, ", the encoder has positions for ",
-                                     config.max_positions));
+                                     facts.max_positions));
     }
     for (const int32_t id : sample.encoder_ids) {
-      if (id < config.vocab_size) continue;
+      if (id < facts.vocab_size) continue;
       return InputError(absl::StrCat(where, ": encoder_ids: sample ", sample.sample_id, " has ", id,
-                                     ", the encoder's vocab_size is ", config.vocab_size));
+                                     ", the encoder's vocab_size is ", facts.vocab_size));
     }
   }
   return absl::OkStatus();

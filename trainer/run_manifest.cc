@@ -10,7 +10,6 @@
 #include "base/recipe_yaml.h"
 #include "base/status.h"
 #include "base/yaml_tree.h"
-#include "models/weights/folder_fingerprint.h"
 
 namespace graft::trainer {
 namespace {
@@ -28,16 +27,6 @@ std::string ContentOfSetting(const std::string& value) {
     visitor.Text({"setting", "path"}, &path);
   }).IgnoreError();
   const absl::StatusOr<std::string> digest = Sha256File(path, {.follow_links = true});
-  return digest.ok() ? *digest : value;
-}
-
-// So does a prompt encoder, by its weights.
-std::string ContentOfEncoder(const std::string& value) {
-  std::string path;
-  ReadFieldList({{"path", value}}, "adapter.encoder", [&](FieldVisitor& visitor) {
-    visitor.Text({"path", "folder"}, &path);
-  }).IgnoreError();
-  const auto digest = models::FolderFingerprint(path, /*follow_links=*/true);
   return digest.ok() ? *digest : value;
 }
 
@@ -126,14 +115,15 @@ void RecipeToManifest(const Recipe& recipe, int64_t total_steps, sharding::Manif
 }
 
 std::string AdapterConfigSha256(const Recipe& recipe,
-                                const std::vector<std::pair<std::string, std::string>>& names) {
+                                const std::vector<std::pair<std::string, std::string>>& names,
+                                const std::string& encoder_fingerprint) {
   nlohmann::json section = nlohmann::json::object(), parameters = nlohmann::json::object();
   for (const auto& [key, value] : ResolvedFields(recipe)) {
     if (absl::StartsWith(key, "adapter.") && !IsSource(key)) section[key] = value;
     if (key == "adapter.track_sensitivity" && value == "false") section.erase(key);
     if (key == "adapter.setting") section[key] = ContentOfSetting(value);
-    if (key == "adapter.encoder.path") section[key] = ContentOfEncoder(value);
   }
+  if (!encoder_fingerprint.empty()) section["adapter.encoder.path"] = encoder_fingerprint;
   for (const auto& [name, shape] : names) parameters[name] = shape;
   return Sha256Hex(nlohmann::json{{"adapter", section}, {"parameters", parameters}}.dump());
 }

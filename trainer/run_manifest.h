@@ -24,9 +24,11 @@ RunState StateFromManifest(const sharding::Manifest& manifest);
 void RecipeToManifest(const Recipe& recipe, int64_t total_steps, sharding::Manifest* manifest);
 
 // sha256 over the canonical JSON of the adapter section (without init_from and setting) and of the
-// parameters with their shapes, `names` sorted by name.
+// parameters with their shapes, `names` sorted by name. A prompt encoder counts by its content, not
+// by where it lies.
 std::string AdapterConfigSha256(const Recipe& recipe,
-                                const std::vector<std::pair<std::string, std::string>>& names);
+                                const std::vector<std::pair<std::string, std::string>>& names,
+                                const std::string& encoder_fingerprint = "");
 
 // The keys of a resolved recipe (the text of recipe.yaml) that a continued run must share, dotted,
 // with their values. Kind input when the text is no recipe.

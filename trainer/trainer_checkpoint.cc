@@ -59,7 +59,9 @@ absl::StatusOr<sharding::Manifest> Trainer::DescribeRun() {
   for (const adapters::ParameterSpec& spec : model_->method().Parameters(model_->matched())) {
     shapes.emplace_back(spec.name, absl::StrJoin(spec.shape, ","));
   }
-  manifest.adapter.config_sha256 = AdapterConfigSha256(recipe_, shapes);
+  const adapters::PromptEncoderChoice* encoder = model_->method().prompt_encoder();
+  manifest.adapter.config_sha256 =
+      AdapterConfigSha256(recipe_, shapes, encoder == nullptr ? "" : encoder->facts.fingerprint);
   manifest.data.fingerprint = train_data_->fingerprint();
   manifest.data.tokenizer_sha256 = train_data_->info().tokenizer_sha256;
   manifest.data.num_samples = train_data_->size();

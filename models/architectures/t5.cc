@@ -130,7 +130,8 @@ class T5 : public LayerStack {
 
 torch::Tensor T5::Layers(torch::Tensor h, SiteContext& context, KvCache* cache) {
   const MicroBatch& batch = *context.batch;
-  if (options_.train_weights) {  // the tables have changed since the last pass
+  if (options_.train_weights &&
+      cache != nullptr) {  // the tables may have changed since they were read
     if (encoder_bias_.weight != nullptr) ReadBias(false, &encoder_bias_);
     if (decoder_bias_.weight != nullptr) ReadBias(true, &decoder_bias_);
   }

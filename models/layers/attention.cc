@@ -49,8 +49,8 @@ torch::Tensor BiasMask(int64_t num_queries, int64_t num_keys, const RelativeBias
   const torch::Tensor query = at::arange(num_keys - num_queries, num_keys).unsqueeze(1);
   const torch::Tensor distance =
       (at::arange(num_keys).unsqueeze(0) - query).clamp(-bias.reach, bias.reach) + bias.reach;
-  const torch::Tensor values =
-      torch::tensor(bias.values, torch::kFloat32).view({num_heads, 2 * bias.reach + 1});
+  const torch::Tensor values = at::from_blob(const_cast<float*>(bias.values.data()),
+                                             {num_heads, 2 * bias.reach + 1}, torch::kFloat32);
   return values.index_select(1, distance.flatten()).view({1, num_heads, num_queries, num_keys});
 }
 

@@ -18,9 +18,8 @@ absl::StatusOr<std::string> FolderFingerprint(const std::string& folder, bool fo
   GRAFT_ASSIGN_OR_RETURN(
       std::string text,
       ReadFile(JoinPath(folder, "config.json"), kMaxConfigBytes, {.follow_links = follow_links}));
-  SafetensorsFile::Options options;
-  options.follow_links = follow_links;
-  GRAFT_ASSIGN_OR_RETURN(const auto weights, WeightFolder::Open(folder, options));
+  GRAFT_ASSIGN_OR_RETURN(const auto weights,
+                         WeightFolder::Open(folder, {.follow_links = follow_links}));
   for (const std::string& name : weights->names()) {
     GRAFT_ASSIGN_OR_RETURN(const TensorView view, weights->Find(name));
     absl::StrAppend(&text, name, " ", Hex64(Hash64(view.data, static_cast<size_t>(view.bytes))),

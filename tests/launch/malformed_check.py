@@ -140,6 +140,11 @@ class Check:
             sys.exit(f"{self.graft} --version: exit code {outcomes[1].code}: {outcomes[1].stderr}")
         return outcomes[1]
 
+    def summary(self) -> int:
+        """Says how it went; the exit code of the script."""
+        print(f"{self.runs} runs, {self.failures} failed")
+        return 1 if self.failures else 0
+
     def _report(self, title: str, found: list[str]) -> None:
         self.runs += 1
         self.failures += bool(found)

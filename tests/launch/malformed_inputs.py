@@ -246,8 +246,7 @@ def main() -> int:
                     check.damaged(command, row, 2)
     finally:
         shutil.rmtree(scratch)
-    print(f"{check.runs} runs, {check.failures} failed")
-    return 1 if check.failures else 0
+    return check.summary()
 
 
 if __name__ == "__main__":

@@ -324,8 +324,7 @@ def main() -> int:
                 check.damaged("train", row, ranks)
     finally:
         shutil.rmtree(scratch)
-    print(f"{check.runs} runs, {check.failures} failed")
-    return 1 if check.failures else 0
+    return check.summary()
 
 
 if __name__ == "__main__":

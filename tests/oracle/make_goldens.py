@@ -34,11 +34,10 @@ from variants import (
     MODELS,
     NUM_LABELS,
     NUM_TRAIN_SAMPLES,
-    REAL_CASES,
-    REAL_SENTENCES,
     VOCAB_SIZE,
     family,
 )
+from variants_real import REAL_CASES, REAL_SENTENCES
 
 transformers.utils.logging.disable_progress_bar()
 

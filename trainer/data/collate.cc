@@ -53,18 +53,19 @@ models::MicroBatch Collate(const Dataset& data, const std::vector<int64_t>& samp
   batch.index = index;
   models::MicroBatch source = batch, prompts = batch;
   models::MicroBatch& inputs = kind == DataKind::kSeq2Seq ? source : batch;
+  const bool has_encoder_ids = data.has_encoder_ids();
   for (const int64_t number : samples) {
     const Sample sample = data.at(number);
     models::Segment& segment =
         AppendSegment(sample.sample_id, virtual_rows, sample.input_ids, &inputs);
     segment.prompt_length = sample.prompt_length;
-    if (data.has_encoder_ids()) AppendSegment(sample.sample_id, 0, sample.encoder_ids, &prompts);
+    if (has_encoder_ids) AppendSegment(sample.sample_id, 0, sample.encoder_ids, &prompts);
     AppendTargets(sample, segment.prompt_begin(), &batch);
     if (kind == DataKind::kClassification) batch.labels.push_back(sample.label);
     if (kind == DataKind::kRegression) batch.values.push_back(sample.value);
     if (kind == DataKind::kSeq2Seq) AppendDecoder(sample, decoder_start, &batch);
   }
-  if (data.has_encoder_ids()) {
+  if (has_encoder_ids) {
     inputs.prompts = std::make_shared<const models::MicroBatch>(std::move(prompts));
   }
   if (kind == DataKind::kSeq2Seq) {
