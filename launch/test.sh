@@ -42,20 +42,18 @@ run() {
 
 check_shell() { find launch tests .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \) -print0 | xargs -0 shellcheck -x; }
 
-# The tests that link without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer.
-check_asan() {
+# What links without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer.
+build_asan() {
   local options=()
   mapfile -t options < <(site_cmake_options)
-  cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)" &&
-    ctest --test-dir build-asan --output-on-failure --parallel "$(nproc)"
+  cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)"
 }
+
+check_asan() { build_asan && ctest --test-dir build-asan -LE fuzz --output-on-failure --parallel "$(nproc)"; }
 
 # Every fuzz target replays its corpus and goes on from it for so many seconds.
 check_fuzz() {
-  local options=()
-  mapfile -t options < <(site_cmake_options)
-  cmake --preset fuzz "${options[@]}" >/dev/null && cmake --build --preset fuzz --parallel "$(nproc)" --target fuzz &&
-    GRAFT_FUZZ_SECONDS="$1" ctest --test-dir build-fuzz -L fuzz --output-on-failure --parallel "$(nproc)"
+  build_asan && GRAFT_FUZZ_SECONDS="$1" ctest --test-dir build-asan -L fuzz --output-on-failure --parallel "$(nproc)"
 }
 
 # The chaos tests with their full counts, on the tiny models of the oracle tests.
@@ -109,7 +107,7 @@ if wanted long; then
   run chaos check_chaos_long
 fi
 wanted shell && run shell check_shell
-wanted python && run python "$PYTHON" -m pytest tests/python
+wanted python && run python "$PYTHON" -m pytest -n "$(nproc)" tests/python
 wanted asan && run asan check_asan
 wanted fuzz && run fuzz check_fuzz 2
 wanted tsan && run tsan check_tsan
