@@ -53,13 +53,6 @@ double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtyp
   return 2.0 * static_cast<double>(count * rows * width * inner) / clock.Seconds();
 }
 
-// The backbone and what is trained beside it.
-int64_t TotalParameters(const models::ModelConfig& config, const trainer::AdapterChoice& adapter,
-                        int64_t trainable) {
-  const int64_t backbone = models::CountParameters(config);
-  return adapter.method->trains_backbone() ? std::max(backbone, trainable) : backbone + trainable;
-}
-
 }  // namespace
 
 absl::Status PlanCommand(CommandContext& context) {
@@ -86,13 +79,14 @@ absl::Status PlanCommand(CommandContext& context) {
   work.recompute = recipe.model.recompute == "layer";
   work.packed_twice = models::PacksWeights(dtype);
   work.trains_backbone = adapter.method->trains_backbone();
+  work.encoder_parameters = trainer::FrozenEncoderParameters(*adapter.method);
   work.flop_per_second = MeasureFlopPerSecond(config, dtype);
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(config, plan, work));
   const int64_t trainable = adapter.method->CountParameters(adapter.matched);
   std::printf(
       "%s\n%s\n\n%s%s", trainer::SiteMatchTable(*adapter.method, adapter.matched).c_str(),
-      trainer::ParameterLine(trainable, TotalParameters(config, adapter, trainable)).c_str(),
+      trainer::ParameterLine(trainable, trainer::TotalParameters(config, adapter)).c_str(),
       sharding::RenderPlan(config, plan, work, estimate).c_str(),
       sharding::SaveAdviceLine(trainable, work.data * plan.stages, estimate.step_seconds).c_str());
   return absl::OkStatus();

@@ -8,7 +8,6 @@
 #include "models/backbone.h"
 #include "models/weights/expected_tensors.h"
 #include "models/weights/folder_fingerprint.h"
-#include "models/weights/weight_source.h"
 
 namespace graft::sharding {
 namespace {
@@ -94,17 +93,16 @@ absl::StatusOr<adapters::EncoderFacts> ReadEncoderFacts(const std::string& folde
 }
 
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadModelEncoder(
-    const adapters::PromptEncoderChoice& choice, torch::Dtype dtype, bool follow_links) {
+    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights,
+    torch::Dtype dtype) {
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadEncoderConfig(choice.path));
-  GRAFT_ASSIGN_OR_RETURN(const auto weights,
-                         models::OpenFolderWeights(choice.path, {.follow_links = follow_links}));
   models::BackboneOptions options;
   options.dtype = dtype;
   options.language_head = false;
   options.train_weights = choice.train;
   const models::LayerRange all{0, static_cast<int>(config.num_layers), true, false};
   GRAFT_ASSIGN_OR_RETURN(std::unique_ptr<models::Backbone> model,
-                         models::BuildBackbone(config, all, *weights, options));
+                         models::BuildBackbone(config, all, weights, options));
   return std::make_shared<ModelEncoder>(std::move(model), choice);
 }
 

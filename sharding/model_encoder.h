@@ -7,15 +7,16 @@
 
 #include "absl/status/statusor.h"
 #include "adapters/prompt_encoder.h"
+#include "models/weights/weight_source.h"
 
 namespace graft::sharding {
 
 // What the folder holds, from config.json and a hash of the weights. Kind input: no RoBERTa.
 absl::StatusOr<adapters::EncoderFacts> ReadEncoderFacts(const std::string& folder,
                                                         bool follow_links);
-// Loads it: frozen in `dtype`, without gradient; or with float32 leaves that are trained. No
-// dropout. Kind input.
+// Builds it from the weights of its folder: frozen in `dtype`, without gradient; or with float32
+// leaves that are trained. No dropout. Kind input.
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadModelEncoder(
-    const adapters::PromptEncoderChoice& choice, torch::Dtype dtype, bool follow_links);
+    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights, torch::Dtype dtype);
 
 }  // namespace graft::sharding

@@ -134,6 +134,11 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
     } else {
       stage.frozen_parameters = FrozenParameters(config, plan, index);
     }
+    if (index == plan.parts.front().stage) {
+      // It has no backward pass, hence no weights packed for one.
+      stage.frozen_parameters += work.encoder_parameters;
+      stage.memory.frozen += static_cast<double>(work.encoder_parameters * work.element_bytes);
+    }
     estimate.step_flop += work.data * stage.flop;
   }
   const double tokens = static_cast<double>(work.data) * work.micro_batches *
@@ -167,7 +172,8 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
   }
   const int64_t total = LayersParameters(config, 0, config.num_layers) +
                         EmbeddingParameters(config) + HeadParameters(config) -
-                        (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0);
+                        (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0) +
+                        work.encoder_parameters;
   absl::StrAppendFormat(&text, "parameters  %d trainable of %d%s (%.4f %%)\n", trainable, total,
                         work.trains_backbone ? "" : " frozen",
                         100.0 * static_cast<double>(trainable) / static_cast<double>(total));

@@ -25,8 +25,9 @@ struct PlanWork {
   int64_t element_bytes = 4;
   bool recompute = false;
   bool packed_twice = false;
-  bool trains_backbone = false;  // the backbone's weights are what is trained, none is frozen
-  double flop_per_second = 0;    // of one rank; 0 = unknown: no times
+  int64_t encoder_parameters = 0;  // of a frozen prompt encoder, on the stage of the embedding
+  bool trains_backbone = false;    // the backbone's weights are what is trained, none is frozen
+  double flop_per_second = 0;      // of one rank; 0 = unknown: no times
 };
 
 struct StageEstimate {

@@ -41,7 +41,7 @@ absl::StatusOr<torch::Tensor> RecordingWeights::Load(const std::string& name,
                                                      torch::Dtype dtype) {
   try {
     GRAFT_ASSIGN_OR_RETURN(torch::Tensor tensor, source_.Load(name, shape, dtype));
-    loaded_.emplace_back(name, tensor);
+    loaded_.emplace_back(prefix_ + name, tensor);
     return tensor;
   } catch (const std::exception& error) {
     // LibTorch throws when memory is short, with a stack trace from the second line on.

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,22 +18,25 @@ namespace graft::trainer {
 // Passes everything on to another source and notes what was loaded and what became of it.
 class RecordingWeights : public models::WeightSource {
  public:
-  explicit RecordingWeights(models::WeightSource& source) : source_(source) {}
+  // `prefix` stands before the names in the record.
+  explicit RecordingWeights(models::WeightSource& source, std::string prefix = "")
+      : source_(source), prefix_(std::move(prefix)) {}
   bool Has(const std::string& name) const override { return source_.Has(name); }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override;
   void NoteMatrix(const std::string& name,
                   const std::shared_ptr<const models::FrozenWeight>& matrix) override {
-    derived_.matrices.emplace_back(name, matrix);
+    derived_.matrices.emplace_back(prefix_ + name, matrix);
   }
   void NoteCopy(const std::string& name, const torch::Tensor& copy) override {
-    derived_.copies.emplace_back(name, copy);
+    derived_.copies.emplace_back(prefix_ + name, copy);
   }
   const std::vector<WatchedTensor>& loaded() const { return loaded_; }
   const DerivedWeights& derived() const { return derived_; }
 
  private:
   models::WeightSource& source_;
+  const std::string prefix_;
   std::vector<WatchedTensor> loaded_;
   DerivedWeights derived_;
 };

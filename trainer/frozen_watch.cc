@@ -28,6 +28,11 @@ bool WatchedTensor::Hash(uint64_t* hash) const {
   return true;
 }
 
+void DerivedWeights::Append(const DerivedWeights& other) {
+  copies.insert(copies.end(), other.copies.begin(), other.copies.end());
+  matrices.insert(matrices.end(), other.matrices.begin(), other.matrices.end());
+}
+
 FrozenWatch::FrozenWatch(std::vector<WatchedTensor> loaded, DerivedWeights derived) {
   for (WatchedTensor& tensor : loaded) Add(std::move(tensor));
   for (WatchedTensor& tensor : derived.copies) Add(std::move(tensor));

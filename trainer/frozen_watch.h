@@ -38,6 +38,7 @@ class WatchedTensor {
 struct DerivedWeights {
   std::vector<WatchedTensor> copies;
   std::vector<std::pair<std::string, std::weak_ptr<const models::FrozenWeight>>> matrices;
+  void Append(const DerivedWeights& other);
 };
 
 class FrozenWatch {

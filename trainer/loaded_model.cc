@@ -186,6 +186,28 @@ absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
                             options);
 }
 
+int64_t FrozenEncoderParameters(const adapters::Method& method) {
+  const adapters::PromptEncoderChoice* encoder = method.prompt_encoder();
+  int64_t count = 0;
+  if (encoder == nullptr || encoder->train) return count;
+  for (const adapters::ParameterSpec& weight : encoder->facts.weights) {
+    count += c10::multiply_integers(weight.shape);
+  }
+  return count;
+}
+
+int64_t TotalParameters(const models::ModelConfig& config, const AdapterChoice& adapter) {
+  std::set<std::string> backbone;
+  for (const models::PlacedTensor& tensor : models::PlacedTensors(config, /*language_head=*/true)) {
+    backbone.insert(tensor.name);
+  }
+  int64_t added = 0;
+  for (const adapters::ParameterSpec& parameter : adapter.method->Parameters(adapter.matched)) {
+    if (backbone.count(parameter.name) == 0) added += c10::multiply_integers(parameter.shape);
+  }
+  return models::CountParameters(config) + FrozenEncoderParameters(*adapter.method) + added;
+}
+
 torch::Dtype RecipeDtype(const Recipe& recipe) {
   return recipe.model.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
 }
@@ -245,24 +267,37 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   attach.num_layers = static_cast<int>(config_.num_layers);
   attach.model_dtype = dtype_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
-  const adapters::PromptEncoderChoice* encoder = method().prompt_encoder();
-  if (encoder != nullptr && stage_index() == plan_.parts.front().stage) {
-    GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder,
-                           sharding::LoadModelEncoder(*encoder, dtype_, recipe.model.follow_links));
-  }
+  GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder, LoadEncoder(recipe));
   if (is_last_stage()) {
     GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, recorded));
   }
   GRAFT_ASSIGN_OR_RETURN(stage_, sharding::Stage::Build(plan_, stage_index(), config_, recorded,
                                                         backbone, method(), matched(), attach));
   loaded_weights_ = recorded.loaded();
-  derived_weights_ = recorded.derived();
+  derived_weights_.Append(recorded.derived());
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
                          sharding::ParseSchedule(recipe.parallel.schedule));
   executor_ = std::make_unique<sharding::Executor>(
       plan_, *stage_, *groups_.pipeline_group,
       sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_});
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadedModel::LoadEncoder(
+    const Recipe& recipe) {
+  const adapters::PromptEncoderChoice* choice = method().prompt_encoder();
+  if (choice == nullptr || stage_index() != plan_.parts.front().stage) return nullptr;
+  GRAFT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<models::WeightSource> weights,
+      models::OpenFolderWeights(choice->path, {.follow_links = recipe.model.follow_links}));
+  RecordingWeights recorded(*weights, "encoder: ");
+  GRAFT_ASSIGN_OR_RETURN(std::shared_ptr<adapters::PromptEncoder> encoder,
+                         sharding::LoadModelEncoder(*choice, recorded, dtype_));
+  if (!choice->train) {
+    encoder_weights_ = recorded.loaded();
+    derived_weights_.Append(recorded.derived());
+  }
+  return encoder;
 }
 
 absl::StatusOr<sharding::NamedTensors> LoadedModel::LoadStoredHead(
@@ -304,11 +339,6 @@ int64_t LoadedModel::head_parameters() const {
       count += c10::multiply_integers(parameter.shape);
   }
   return count;
-}
-
-int64_t LoadedModel::total_parameters() const {
-  const int64_t added = method().trains_backbone() ? head_parameters() : trainable_parameters();
-  return models::CountParameters(config_) + added;
 }
 
 int64_t LoadedModel::encoder_parameters() const {

@@ -48,6 +48,10 @@ absl::StatusOr<AdapterChoice> ChooseAdapter(const Recipe& recipe, const models::
                                             int64_t outputs);
 // adapter_config.json's name of the task.
 std::string PeftTaskType(const Recipe& recipe);
+// Of a prompt encoder that is not trained; 0 without one.
+int64_t FrozenEncoderParameters(const adapters::Method& method);
+// The backbone, a frozen prompt encoder and what is trained beside them.
+int64_t TotalParameters(const models::ModelConfig& config, const AdapterChoice& adapter);
 absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
                                               const models::ModelConfig& config,
                                               const AdapterChoice& adapter, const WorkShape& work);
@@ -82,7 +86,9 @@ class LoadedModel {
   sharding::Executor& executor() { return *executor_; }
   // Tensors of the model that this rank has loaded, by their names in the folder.
   const std::vector<WatchedTensor>& loaded_weights() const { return loaded_weights_; }
-  // What its layers have made of them.
+  // Those of a frozen prompt encoder, `encoder: NAME`.
+  const std::vector<WatchedTensor>& encoder_weights() const { return encoder_weights_; }
+  // What the layers of both have made of them.
   const DerivedWeights& derived_weights() const { return derived_weights_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
@@ -91,8 +97,7 @@ class LoadedModel {
   int64_t head_parameters() const;
   // Of those, in a prompt encoder that is trained too.
   int64_t encoder_parameters() const;
-  // The backbone and what is trained.
-  int64_t total_parameters() const;
+  int64_t total_parameters() const { return TotalParameters(config_, adapter_); }
   // adapter_config.json of this adapter on this model.
   nlohmann::json PeftConfig() const;
   // Writes what is trained of all stages to `folder`, from rank 0 of the job: an adapter folder, or
@@ -114,6 +119,8 @@ class LoadedModel {
   absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
   absl::Status LoadStage(const Recipe& recipe);
+  // Null on other stages than the first, and without one.
+  absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadEncoder(const Recipe& recipe);
   absl::StatusOr<sharding::NamedTensors> LoadStoredHead(const Recipe& recipe,
                                                         models::WeightSource& weights) const;
   absl::Status InitFrom(const std::string& folder);
@@ -130,6 +137,7 @@ class LoadedModel {
   AdapterChoice adapter_;
   sharding::Plan plan_;
   std::vector<WatchedTensor> loaded_weights_;
+  std::vector<WatchedTensor> encoder_weights_;
   DerivedWeights derived_weights_;
   std::unique_ptr<sharding::Stage> stage_;
   std::unique_ptr<sharding::Executor> executor_;

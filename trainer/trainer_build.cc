@@ -147,7 +147,9 @@ absl::Status Trainer::LoadModel() {
   if (recipe_.adapter.track_sensitivity)
     sensitivity_ = std::make_unique<SensitivityTracker>(model_->adapters().values());
   reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
-  frozen_ = std::make_unique<FrozenWatch>(model_->loaded_weights(), model_->derived_weights());
+  std::vector<WatchedTensor> frozen = model_->loaded_weights();
+  frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
+  frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());
   gradient_watch_ = std::make_unique<GradientWatch>(model_->adapters().parameters().size());
   return CheckStepPlan();
 }

@@ -56,22 +56,32 @@ def frozen(golden, name):
     return next(shard[name] for shard in shards if name in shard)
 
 
+def encoder(golden):
+    return load_file(golden.model.parent / "roberta" / "model.safetensors")[ENCODER_WORDS][5, :16].tobytes()
+
+
+def changed(weight, form=""):
+    return f"frozen weight `{weight}`{form} has changed in memory"
+
+
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
-# what to look for; its name in the message; layout; steps of the run
+ENCODER_WORDS = "roberta.embeddings.word_embeddings.weight"
+# golden case; what to look for; its name in the message; layout; steps of the run
 CASES = {
-    "adapter": (trained, "the replicas of stage 0 hold different adapters: hash64 from", (2, 1), 1_000_000),
-    "frozen": (lambda g: frozen(g, NORM)[:16].tobytes(), f"frozen weight `{NORM}` has changed in memory", (2, 1), 600),
+    "adapter": ("gqa_lora", trained, "the replicas of stage 0 hold different adapters: hash64 from", (2, 1), 1_000_000),
+    "frozen": ("gqa_lora", lambda g: frozen(g, NORM)[:16].tobytes(), changed(NORM), (2, 1), 600),
     # Packed, the same input's weights to several outputs are neighbours.
-    "packed": (lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), f"frozen weight `{Q_PROJ}` (packed) has changed in memory", (2, 1), 600),
-    "packed-pipeline": (lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), f"frozen weight `{Q_PROJ}` (packed) has changed in memory", (1, 2), 600),
+    "packed": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), changed(Q_PROJ, " (packed)"), (2, 1), 600),
+    "packed-pipeline": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), changed(Q_PROJ, " (packed)"), (1, 2), 600),
+    "encoder": ("gqa_lopa_encoder", encoder, changed(f"encoder: {ENCODER_WORDS}"), (1, 2), 600),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_flipped_bits_end_the_job(name, tmp_path, rounds):
-    look_for, message, (data, pipeline), steps = CASES[name]
-    golden = Golden("gqa_lora")
+    case, look_for, message, (data, pipeline), steps = CASES[name]
+    golden = Golden(case)
     for number in range(rounds(1, 10)):
         output = tmp_path / f"run-{number}"
         keys = recipe(

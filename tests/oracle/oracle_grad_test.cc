@@ -194,8 +194,9 @@ class OracleTest : public ::testing::TestWithParam<std::tuple<std::string, Cut>>
     attach.num_layers = static_cast<int>(config_.num_layers);
     attach.trained_weights = stage.backbone->trained_weights();
     if (const auto* encoder = method_->prompt_encoder(); encoder != nullptr && range.embed) {
+      const auto weights = ValueOrThrow(models::OpenFolderWeights(encoder->path, {}));
       attach.prompt_encoder =
-          ValueOrThrow(sharding::LoadModelEncoder(*encoder, torch::kFloat32, false));
+          ValueOrThrow(sharding::LoadModelEncoder(*encoder, *weights, torch::kFloat32));
     }
     if (method_->trains_backbone() && has_head_) attach.stored_head = StoredHead();
     stage.adapters =

@@ -50,6 +50,17 @@ TEST(PlanReport, NearlyBalancedStagesHaveNearlyTheBubbleOfTheFormula) {
               estimate.step_flop / 2 / 100e9 / (1 - estimate.bubble_fraction), 1e-9);
 }
 
+TEST(PlanReport, AFrozenPromptEncoderLiesOnTheFirstStage) {
+  Case c = SmolOnTwoStages();
+  c.work.packed_twice = true;
+  const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
+  c.work.encoder_parameters = 1000000;
+  const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
+  EXPECT_EQ(with.stages[0].frozen_parameters - without.stages[0].frozen_parameters, 1000000);
+  EXPECT_EQ(with.stages[0].memory.frozen - without.stages[0].memory.frozen, 4e6);
+  EXPECT_EQ(with.stages[1].memory.total(), without.stages[1].memory.total());
+}
+
 TEST(PlanReport, ParametersOfTheStages) {
   const Case c = SmolOnTwoStages();
   const PlanEstimate estimate = *EstimatePlan(c.config, c.plan, c.work);
