@@ -18,8 +18,15 @@ std::string CheckAssignment(const std::string& text) {
   return absl::StrCat("found `", Printable(text), "`, must be section.key=value");
 }
 
+constexpr char kSignals[] =
+    "Signals to train and score:\n"
+    "  USR1, TERM, INT  finish the step, save the state, end with exit code 75\n"
+    "  INT twice        end at once; the last checkpoint is valid\n"
+    "  USR2             each rank writes its flight recorder to <run.output>/flight and goes on";
+
 void AddCommand(const CommandUsage& usage, CLI::App& app, CommandLine* line) {
   CLI::App* const command = app.add_subcommand(usage.name, usage.help);
+  if (usage.takes_signals) command->footer(kSignals);
   if (!usage.takes_recipe) {
     command->add_option("PATH", line->paths, "model folder, data set, adapter or checkpoint")
         ->required();
@@ -65,7 +72,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv,
     return UsageError(absl::StrCat("command line: ", OneLine(error.what())));
   }
   for (const CLI::App* command : app.get_subcommands()) line.command = command->get_name();
-  if (line.show_help) line.help_text = app.help();
+  if (line.show_help) {
+    if (line.command.empty()) app.footer(kSignals);
+    line.help_text = app.help();
+  }
   if (line.command.empty() && !line.show_help && !line.show_version) {
     return UsageError(absl::StrCat("command line: no command, must be one of ", JoinNames(names),
                                    " (graft --help)"));

@@ -14,6 +14,7 @@ struct CommandUsage {
   std::string name;
   std::string help;          // one line
   bool takes_recipe = true;  // else it takes paths
+  bool takes_signals = false;
 };
 
 struct CommandLine {

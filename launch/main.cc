@@ -34,11 +34,11 @@ struct Command {
 
 const std::vector<Command>& Commands() {
   static const std::vector<Command> commands = {
-      {{"train", "fine-tune the adapter", true},
+      {{"train", "fine-tune the adapter", true, true},
        &TrainCommand,
        true,
        {"model", "data.train", "adapter.method"}},
-      {{"score", "importance of each LoRA module; writes importance.json, setting.json", true},
+      {{"score", "importance of each LoRA module; writes importance.json, setting.json", true, true},
        &ScoreCommand,
        true,
        {}},
@@ -161,7 +161,7 @@ int Main(int argc, char** argv) {
   const absl::StatusOr<CommandLine> line = ParseCommandLine(argc, argv, usages);
   if (line.ok() && line->show_help) return PrintHelp(*line), 0;
   if (line.ok() && line->show_version) return PrintVersion(), 0;
-  if (line.ok() && (line->command == "train" || line->command == "score")) InstallStopHandlers();
+  if (line.ok() && FindCommand(line->command)->usage.takes_signals) InstallStopHandlers();
 
   const absl::StatusOr<std::unique_ptr<comm::World>> world = comm::World::Create();
   if (!world.ok()) {

@@ -12,7 +12,7 @@ absl::StatusOr<CommandLine> Parse(std::vector<const char*> arguments) {
   arguments.insert(arguments.begin(), "graft");
   return ParseCommandLine(
       static_cast<int>(arguments.size()), arguments.data(),
-      {{"train", "fine-tune", true}, {"plan", "dry run", true}, {"inspect", "look", false}});
+      {{"train", "fine-tune", true, true}, {"plan", "dry run", true}, {"inspect", "look", false}});
 }
 
 TEST(CommandLine, TakesRecipeAndOverrides) {
@@ -40,11 +40,15 @@ TEST(CommandLine, ShowsHelpAndVersion) {
   EXPECT_TRUE(line->show_help);
   EXPECT_EQ(line->command, "");
   EXPECT_THAT(line->help_text, ::testing::HasSubstr("inspect"));
+  EXPECT_THAT(line->help_text, ::testing::HasSubstr("USR2"));
   line = Parse({"train", "--help"});
   ASSERT_THAT(line, IsOk());
   EXPECT_TRUE(line->show_help);
   EXPECT_EQ(line->command, "train");
   EXPECT_THAT(line->help_text, ::testing::HasSubstr("--config"));
+  EXPECT_THAT(line->help_text, ::testing::HasSubstr("USR2"));
+  EXPECT_THAT(Parse({"plan", "--help"})->help_text,
+              ::testing::Not(::testing::HasSubstr("USR2")));
   line = Parse({"--version"});
   ASSERT_THAT(line, IsOk());
   EXPECT_TRUE(line->show_version);
