@@ -105,6 +105,7 @@ struct CheckpointSection {
   int64_t keep = 3;
   std::string resume = "auto";
   bool async = true;
+  double lead_seconds = 0;
   void Visit(FieldVisitor& visitor);
 };
 

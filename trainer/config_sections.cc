@@ -104,6 +104,10 @@ void CheckpointSection::Visit(FieldVisitor& v) {
   v.Int({"keep", "newest checkpoints that are kept"}, &keep, 1, 1'000'000);
   v.Text({"resume", "auto = go on from the newest one, never, or a checkpoint folder"}, &resume);
   v.Bool({"async", "write checkpoints beside the training"}, &async);
+  v.Real({"lead_seconds",
+          "time from a stop request to the end of the job; too short a one is warned of; 0 = "
+          "unknown (launch/slurm sets it)"},
+         &lead_seconds, 0, kMaxSeconds);
 }
 
 void EvalSection::Visit(FieldVisitor& v) {

@@ -44,6 +44,24 @@ std::optional<double> LossSpikeWatch::Add(double loss) {
   return spike ? std::optional<double>(deviation / sigma) : std::nullopt;
 }
 
+std::optional<double> LeadWatch::AddStep(double seconds) {
+  ++steps_;
+  longest_step_ = std::max(longest_step_, seconds);
+  return Judge();
+}
+
+std::optional<double> LeadWatch::AddSave(double seconds) {
+  longest_save_ = std::max(longest_save_, seconds);
+  return Judge();
+}
+
+std::optional<double> LeadWatch::Judge() {
+  const double needed = kFactor * (longest_step_ + longest_save_);
+  if (lead_ <= 0 || found_ || steps_ < kSteps || needed <= lead_) return std::nullopt;
+  found_ = true;
+  return needed;
+}
+
 void GradientWatch::Add(const std::vector<bool>& has_gradient) {
   ++updates_;
   for (std::size_t i = 0; i < seen_.size(); ++i) seen_[i] = seen_[i] || has_gradient[i];

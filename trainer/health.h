@@ -1,6 +1,7 @@
 // Signs that a run which goes on is not well (reliability.md 4.4): a rank that computes slower than
-// the others, a loss that jumps, a parameter that gets no gradient. Pure; numbers in, findings out.
-// Used by the trainer, which warns. Nothing here changes what is computed.
+// the others, a loss that jumps, a parameter that gets no gradient, steps too long for a stop in
+// time. Pure; numbers in, findings out. Used by the trainer, which warns. Nothing here changes what
+// is computed.
 #pragma once
 
 #include <cstdint>
@@ -52,6 +53,29 @@ class GradientWatch {
  private:
   int updates_ = 0;
   std::vector<bool> seen_;
+};
+
+// Whether a job can stop in time: between a stop request and its end it finishes a step and saves,
+// which must fit in twice.
+class LeadWatch {
+ public:
+  static constexpr double kFactor = 2;
+  static constexpr int kSteps = 20;  // before the first verdict
+
+  // `lead` = seconds from the request to the end of the job; 0 = unknown, nothing is found.
+  explicit LeadWatch(double lead) : lead_(lead) {}
+  // Seconds of one step, all that lies between two steps included, and of one whole save. Return
+  // the lead that the run needs when it is too short: once, from the 20th step on.
+  std::optional<double> AddStep(double seconds);
+  std::optional<double> AddSave(double seconds);
+
+ private:
+  std::optional<double> Judge();
+
+  const double lead_;
+  double longest_step_ = 0, longest_save_ = 0;
+  int steps_ = 0;
+  bool found_ = false;
 };
 
 }  // namespace graft::trainer

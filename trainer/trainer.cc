@@ -140,6 +140,7 @@ absl::Status Trainer::Run() {
                                                        "; nothing was lost"));
   }
   bool stop = false;
+  step_clock_ = Stopwatch();
   while (!stop && !state_.ended_early && state_.step < total_steps()) {
     const TrainRecord record = TrainStep();
     const absl::Status status = AfterStep(record, &stop);

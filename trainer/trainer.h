@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,8 @@ class Trainer {
   std::string Where() const;
 
  private:
-  Trainer(const Recipe& recipe, comm::World& world) : recipe_(recipe), world_(world) {}
+  Trainer(const Recipe& recipe, comm::World& world)
+      : recipe_(recipe), world_(world), lead_watch_(recipe.checkpoint.lead_seconds) {}
   // The steps of Build, in order. Each ends with an agreement of all ranks.
   absl::Status OpenOutput();
   absl::Status ChooseMetric();
@@ -100,6 +102,7 @@ class Trainer {
   // sensitivity.json, of the adapter that is written last. The ranks of data rank 0.
   absl::Status WriteSensitivity(const std::string& adapter_folder);
   // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).
+  void WarnOfShortLead(std::optional<double> needed) const;
   void WatchGradients(double lr);
   void WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds);
   // Tells the watchdog what this rank does and the flight recorder the step.
@@ -126,6 +129,8 @@ class Trainer {
   std::unique_ptr<GradientWatch> gradient_watch_;
   LossSpikeWatch loss_watch_;
   StragglerWatch straggler_watch_;
+  LeadWatch lead_watch_;
+  Stopwatch step_clock_;  // since the last look at a stop request
   LrSchedule schedule_;
   RunState state_;
   int64_t saved_step_ = -1;              // of the newest checkpoint in this run's folder

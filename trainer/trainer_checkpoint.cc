@@ -184,6 +184,7 @@ absl::Status Trainer::BookSave(const sharding::SaveResult& result, SaveReason re
   }
   failed_saves_ = 0;
   saved_step_ = result.step;
+  WarnOfShortLead(lead_watch_.AddSave(result.seconds));
   if (!IsRankZero()) return absl::OkStatus();
   LOG(INFO) << "checkpoint " << result.name << ": " << FormatBytes(result.bytes) << " in "
             << result.seconds << " s, training stood still for " << result.stalled_seconds << " s";

@@ -1,5 +1,7 @@
 // The trainer's look at its own health: warnings, and one error (reliability.md 4.4).
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -36,7 +38,17 @@ void Trainer::WatchGradients(double lr) {
                << " updates and will not learn: first " << first;
 }
 
+void Trainer::WarnOfShortLead(std::optional<double> needed) const {
+  if (!needed.has_value() || !IsRankZero()) return;
+  LOG(WARNING) << absl::StrFormat(
+      "checkpoint.lead_seconds: found %g; a stop may take %.1f s (%g x the longest step and save): "
+      "ask for the stop signal earlier (SBATCH_SIGNAL=B:USR1@%.0f sbatch ...)",
+      recipe_.checkpoint.lead_seconds, *needed, LeadWatch::kFactor, std::ceil(*needed));
+}
+
 void Trainer::WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds) {
+  const double seconds = std::exchange(step_clock_, Stopwatch()).Seconds();
+  WarnOfShortLead(lead_watch_.AddStep(seconds));
   const auto sigmas = loss_watch_.Add(record.loss);
   if (sigmas.has_value() && IsRankZero())
     LOG(WARNING) << absl::StrFormat(

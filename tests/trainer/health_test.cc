@@ -54,6 +54,38 @@ TEST(LossSpikeWatch, TheFirstTwentyLossesAreNeverASpike) {
   for (int step = 0; step < 20; ++step) EXPECT_FALSE(watch.Add(step == 15 ? 1e9 : 1).has_value());
 }
 
+// Feeds `count` steps of a second each; returns what the last one found.
+std::optional<double> AddSteps(LeadWatch& watch, int count) {
+  std::optional<double> needed;
+  for (int step = 0; step < count; ++step) needed = watch.AddStep(1);
+  return needed;
+}
+
+TEST(LeadWatch, WarnsOnceAtTheTwentiethStep) {
+  LeadWatch watch(120);
+  EXPECT_FALSE(watch.AddStep(50).has_value());
+  EXPECT_FALSE(watch.AddSave(11).has_value());
+  EXPECT_FALSE(AddSteps(watch, 18).has_value());
+  EXPECT_EQ(watch.AddStep(1), 2 * (50 + 11));
+  EXPECT_FALSE(watch.AddStep(500).has_value());
+}
+
+TEST(LeadWatch, ALaterSaveOrStepCountsToo) {
+  LeadWatch watch(120);
+  EXPECT_FALSE(AddSteps(watch, 40).has_value());
+  EXPECT_FALSE(watch.AddSave(59).has_value()) << "twice 60 s are covered";
+  EXPECT_EQ(watch.AddSave(60), 122);
+  LeadWatch other(120);
+  EXPECT_FALSE(AddSteps(other, 40).has_value());
+  EXPECT_EQ(other.AddStep(61), 122);
+}
+
+TEST(LeadWatch, AnUnknownLeadIsNeverTooShort) {
+  LeadWatch watch(0);
+  EXPECT_FALSE(watch.AddSave(1000).has_value());
+  EXPECT_FALSE(AddSteps(watch, 100).has_value());
+}
+
 TEST(GradientWatch, KnowsWhatNeverHadAGradient) {
   GradientWatch watch(3);
   watch.Add({true, false, false});
