@@ -47,8 +47,7 @@ TEST(CommandLine, ShowsHelpAndVersion) {
   EXPECT_EQ(line->command, "train");
   EXPECT_THAT(line->help_text, ::testing::HasSubstr("--config"));
   EXPECT_THAT(line->help_text, ::testing::HasSubstr("USR2"));
-  EXPECT_THAT(Parse({"plan", "--help"})->help_text,
-              ::testing::Not(::testing::HasSubstr("USR2")));
+  EXPECT_THAT(Parse({"plan", "--help"})->help_text, ::testing::Not(::testing::HasSubstr("USR2")));
   line = Parse({"--version"});
   ASSERT_THAT(line, IsOk());
   EXPECT_TRUE(line->show_version);
