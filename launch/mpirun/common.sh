@@ -79,7 +79,12 @@ end_stuck_launcher() {
 # Runs a command so that USR1, TERM and INT to this script become USR1 for it, which is how graft is asked to save and stop: a
 # TERM would make mpirun kill its ranks within two seconds. Returns the command's exit code.
 child=
-forward() { [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null; }
+stop_asked= # also for launch/slurm/job.sh
+forward() {
+  # shellcheck disable=SC2034
+  stop_asked=1
+  [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
+}
 run_forwarding() {
   local guard
   trap forward USR1 TERM INT

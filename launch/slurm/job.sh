@@ -10,6 +10,8 @@
 #   GRAFT_RELAUNCHES=2    new starts inside one allocation after ranks were lost
 # shellcheck source=launch/mpirun/common.sh
 source "${GRAFT_HOME:-$SLURM_SUBMIT_DIR}/launch/mpirun/common.sh"
+# shellcheck source=launch/slurm/lost_node.sh
+source "${GRAFT_HOME:-$SLURM_SUBMIT_DIR}/launch/slurm/lost_node.sh"
 
 STOPPED=75       # on request, state saved
 NOT_STARTED=138  # USR1 reached mpirun before its handlers were there
@@ -62,6 +64,15 @@ newest_step() {
   echo "$newest"
 }
 
+# The word that tells graft how long before the end the stop signal comes, unless the recipe does: lead_word RECIPE [WORD ...].
+# sbatch hands SBATCH_SIGNAL on to the job; what --signal was on its command line it tells nobody.
+lead_word() {
+  [ -z "$(recipe_text checkpoint lead_seconds "$@")" ] || return 0
+  local asked="${SBATCH_SIGNAL:-$(sed -n 's/^#SBATCH --signal=//p' "$0")}" lead=60 # SLURM's own
+  [[ "$asked" != *@* ]] || lead="${asked##*@}"
+  echo "checkpoint.lead_seconds=$lead"
+}
+
 ranks_per_node() { echo $((SLURM_NTASKS / SLURM_JOB_NUM_NODES)); }
 
 check_allocation() {
@@ -107,7 +118,8 @@ launch_ranks() {
   if [ "${GRAFT_LAUNCHER:-mpirun}" = srun ]; then
     run_forwarding srun --mpi=pmix --kill-on-bad-exit=1 "$graft" "$@"
   else
-    mapfile -t flags < <(mpirun_flags "$(ranks_per_node)")
+    # Not quiet: its banner is what names the node of a rank that was killed.
+    mapfile -t flags < <(mpirun_flags "$(ranks_per_node)" | grep -vx -e -q)
     run_forwarding mpirun "${flags[@]}" -np "$SLURM_NTASKS" "$graft" "$@"
   fi
 }
@@ -124,16 +136,21 @@ is_lost() {
 # True for an end that another start in a new allocation goes on from.
 can_go_on() { [ "$1" -eq "$STOPPED" ] || [ "$1" -eq "$NOT_STARTED" ] || is_lost "$1"; }
 
-# launch_ranks, and again when ranks were lost and no stop was asked for.
+# launch_ranks, and again when ranks were lost: unless a stop was asked for, since SLURM is about to take the nodes away, or all
+# would be lost on the same node once more.
 launch_with_relaunches() {
-  local code left="${GRAFT_RELAUNCHES:-2}"
+  local code before left="${GRAFT_RELAUNCHES:-2}"
   while true; do
+    before="$(log_size)"
     launch_ranks "$@"
     code=$?
-    is_lost "$code" && [ "$left" -gt 0 ] || return "$code"
+    is_lost "$code" || return "$code"
+    note_lost_node "$before"
+    [ "$left" -gt 0 ] && [ -z "$stop_asked$bad_node" ] || return "$code"
     left=$((left - 1))
     say "ranks were lost (exit code $code): new start in $ORPHAN_SECONDS s, $left more after it"
     sleep "$ORPHAN_SECONDS"
+    [ -z "$stop_asked" ] || return "$code"
   done
 }
 
@@ -164,9 +181,11 @@ requeue() {
   [ "$restarts" -lt "$most" ] ||
     fail peer "$PEER_LOST" "job $SLURM_JOB_ID was restarted $restarts times, allowed $most (GRAFT_MAX_RESTARTS): not requeued; sbatch goes on from the last checkpoint"
   say "exit code $code: back into the queue (restart $((restarts + 1)) of at most $most)"
-  # SLURM ends this script. One that ends by itself meanwhile can be taken for the end of the next start.
-  trap - USR1 TERM INT
+  # SLURM ends this script. One that ends by itself meanwhile can be taken for the end of the next start. Its TERM comes before
+  # the node can be left out, which only a job in the queue can be told: then the KILL after KillWait is the end.
+  if [ -n "$bad_node" ]; then trap '' USR1 TERM INT; else trap - USR1 TERM INT; fi
   put_back || fail io 74 "scontrol requeue $SLURM_JOB_ID failed; sbatch goes on from the last checkpoint"
+  [ -z "$bad_node" ] || leave_bad_node_out
   sleep 60
   exit "$code"
 }
