@@ -59,8 +59,7 @@ def test_a_node_crashes_and_the_requeued_job_ends_with_the_same_bytes(slurm, tmp
     # SLURM gives the node up after 10 s and puts the job back into the queue, where it waits for two nodes.
     until(lambda: state(slurm, job) == "PENDING", 120, "requeued")
     time.sleep(3)  # SLURM clears away what the last start left
-    slurm.boot("host2")
-    until(lambda: slurm.idle() == ["host1", "host2"], 60, "two nodes")
+    slurm.return_to_service("host2")
 
     def runs_again():
         if state(slurm, job) == "PENDING":

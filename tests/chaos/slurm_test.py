@@ -1,18 +1,32 @@
-"""K7: a training job in a real SLURM that is stopped, requeued and goes on: the loss curve is that of a run without a stop."""
+"""K7: a training job in a real SLURM that is stopped, requeued and goes on: the loss curve is that of a run without a stop. K4: its
+batch shell is killed. What train.sbatch does about errors, launchers that do not start, and weights on a node's own disk."""
 
 import os
-import time
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from graft_program import BINARY_DIR, Golden, metrics, recipe, run
-from job import steps_done, until
+from graft_program import metrics
+from job import processes, steps_done, until
 from lab.slurm import Slurm
+from slurm_job import (
+    GRAFT,
+    SOURCE,
+    end_soon,
+    job_recipe,
+    outcome,
+    state,
+    submit,
+    undisturbed,
+    wait_end,
+    wait_requeued,
+    wait_running_again,
+)
 
-SOURCE = Path(os.environ["GRAFT_SOURCE_DIR"])
-# What may differ between a run and the same run with stops.
-TIMES = {"step_seconds", "tokens_per_second", "peak_memory_bytes", "bubble_fraction", "communication_seconds"}
+
+ORPHAN_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -24,88 +38,101 @@ def cluster():
 @pytest.fixture
 def slurm(cluster):
     before = dict(cluster.environment)
-    cluster.environment |= dict(
-        GRAFT=str(BINARY_DIR / "graft"), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1"
-    )
+    cluster.environment |= dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
     yield cluster
     cluster.environment = before
-
-
-def long_recipe(output, steps):
-    return recipe(
-        Golden("gqa_lora"),
-        output,
-        optim=dict(steps=steps),
-        parallel=dict(device="cpu", data=2, threads=1),
-    )
-
-
-def curve(output):
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in metrics(output, "train")]
-
-
-def submit(slurm, keys, folder, *options):
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(keys))
-    return slurm.sbatch(
-        SOURCE / "launch" / "slurm" / "train.sbatch",
-        "--ntasks=2",
-        "--time=10",
-        "--output=job.log",
-        *options,
-        arguments=["recipe.yaml"],
-        cwd=folder,
-    )
-
-
-def state(slurm, job):
-    return slurm.show(job).get("JobState")
-
-
-# A requeued job waits two minutes by itself, in which SLURM clears away what the last start left. Called back within the second
-# it can lose its script to that.
-SETTLE_SECONDS = 3
-
-
-def runs_again(slurm, job, restarts):
-    """Tells the job not to wait until it heeds."""
-    facts = slurm.show(job)
-    if facts["JobState"] == "PENDING":
-        slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-        time.sleep(0.5)
-    return facts["JobState"] != "PENDING" and facts["Restarts"] == str(restarts)
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])
 def test_requeues_do_not_change_the_loss_curve(launcher, slurm, tmp_path, rounds):
     slurm.environment["GRAFT_LAUNCHER"] = launcher
     requeues = rounds(1, 10)
-    steps = 600 * (requeues + 1)
-    whole, stopped, folder = tmp_path / "whole", tmp_path / "stopped", tmp_path / "job"
-    run("train", long_recipe(whole, steps), tmp_path / "reference")
-
-    job = submit(slurm, long_recipe(stopped, steps), folder)
+    output, folder = tmp_path / "run", tmp_path / "job"
+    keys = job_recipe(output)
+    job = submit(slurm, keys, folder)
     log = folder / "job.log"
     for number in range(1, requeues + 1):
-        before = steps_done(stopped)
-        until(lambda: steps_done(stopped) >= before + 50, 60, "fifty more steps")  # noqa: B023
+        before = steps_done(output)
+        until(lambda: steps_done(output) >= before + 50, 60, "fifty more steps")  # noqa: B023
         # What SLURM does two minutes before the time limit (--signal=B:USR1@120).
         slurm.run("scancel", "--batch", "--signal=USR1", job)
-        until(lambda: state(slurm, job) == "PENDING", 60, "requeued")
+        wait_requeued(slurm, job)
         assert f"restart {number} of at most 20" in log.read_text(), log.read_text()
-        time.sleep(SETTLE_SECONDS)
-        until(lambda: runs_again(slurm, job, number), 60, "running again")
-    until(lambda: state(slurm, job) not in ("RUNNING", "COMPLETING"), 120, "the end")
-    assert state(slurm, job) == "COMPLETED", log.read_text()[-3000:]
-    assert len(metrics(stopped, "resume")) == requeues
-    assert curve(stopped) == curve(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (stopped / adapter).read_bytes() == (whole / adapter).read_bytes()
+        if number == requeues:
+            end_soon(keys, folder)
+        wait_running_again(slurm, job, number)
+    wait_end(slurm, job, log)
+    assert len(metrics(output, "resume")) == requeues
+    assert told_lead(output) == 120
+    assert outcome(output) == undisturbed(keys, tmp_path / "whole")
+    print(f"\nK7 {launcher}: {requeues} requeues, {steps_done(output)} steps, curve and adapter equal bit for bit")
+
+
+def batch_shell(slurm, job):
+    """Process id of the bash that runs the batch script."""
+    found = []
+    for process in processes(SLURM_CONF=slurm.environment["SLURM_CONF"], SLURM_JOB_ID=job):
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        if b"bash" in command[0] and any(part.endswith(b"/slurm_script") for part in command):
+            found.append(process)
+    return min(found)  # its subshells have the same command line and come later
+
+
+def test_killing_the_batch_shell_leaves_no_orphan(slurm, tmp_path, rounds):
+    """K4: the next job is there at once, waits for the lock of what is left of the one before, and goes on."""
+    output, folder = tmp_path / "run", tmp_path / "job"
+    keys = job_recipe(output, checkpoint=dict(every=10))
+    job = submit(slurm, keys, folder, "--no-requeue")
+    kills = rounds(1, 20)
+    for number in range(kills):
+        before = steps_done(output)
+        until(lambda: steps_done(output) >= before + 25, 60, "steps and a checkpoint")  # noqa: B023
+        os.kill(batch_shell(slurm, job), signal.SIGKILL)
+        mark = dict(SLURM_CONF=slurm.environment["SLURM_CONF"], SLURM_JOB_ID=job)
+        if number == kills - 1:
+            end_soon(keys, folder)
+        job = submit(slurm, keys, folder, "--no-requeue")
+        for rank in (0, 1):
+            gone = lambda: not processes(OMPI_COMM_WORLD_RANK=rank, **mark)  # noqa: B023, E731
+            until(gone, ORPHAN_SECONDS, f"rank {rank} gone")
+    wait_end(slurm, job, folder / "job.log")
+    assert len(metrics(output, "resume")) == kills
+    assert outcome(output) == undisturbed(keys, tmp_path / "whole")
+    print(f"\nK4: batch shell killed {kills} times, no rank left after {ORPHAN_SECONDS} s")
+
+
+def test_a_launcher_that_cannot_start_the_ranks_is_tried_again(slurm, tmp_path):
+    """mpirun ends with 1 when a node that has just come back refuses its daemon."""
+    output, folder, programs = tmp_path / "run", tmp_path / "job", tmp_path / "bin"
+    programs.mkdir()
+    launcher = programs / "mpirun"
+    launcher.write_text(f"#!/bin/sh\nmkdir {tmp_path}/tried 2>/dev/null && exit 1\nexec {shutil.which('mpirun')} \"$@\"\n")
+    launcher.chmod(0o755)
+    slurm.environment["PATH"] = f"{programs}:{slurm.environment['PATH']}"
+    job = submit(slurm, job_recipe(output, 5), folder)
+    log = folder / "job.log"
+    wait_end(slurm, job, log)
+    text = log.read_text()
+    assert text.count("ranks were lost") == 1, text
+    assert "ranks were lost (exit code 1): new start in 5 s, 1 more after it" in text, text
+    assert slurm.show(job)["Restarts"] == "0" and steps_done(output) == 5
+
+
+def told_lead(output):
+    return yaml.safe_load((output / "recipe.yaml").read_text())["checkpoint"]["lead_seconds"]
+
+
+def test_graft_is_told_when_the_stop_signal_comes_earlier(slurm, tmp_path):
+    output, folder = tmp_path / "run", tmp_path / "job"
+    slurm.environment["SBATCH_SIGNAL"] = "B:USR1@600"
+    job = submit(slurm, job_recipe(output, 5), folder)
+    wait_end(slurm, job, folder / "job.log")
+    assert told_lead(output) == 600
 
 
 def test_a_job_that_makes_no_progress_is_not_restarted_for_ever(slurm, tmp_path):
     output, folder = tmp_path / "run", tmp_path / "job"
-    keys = long_recipe(output, 1_000_000)
+    keys = job_recipe(output)
     folder.mkdir()
     # As two starts that committed nothing leave it.
     job = submit(slurm, keys, folder, "--hold")
@@ -118,7 +145,7 @@ def test_a_job_that_makes_no_progress_is_not_restarted_for_ever(slurm, tmp_path)
 
 
 def test_a_recipe_error_is_not_requeued(slurm, tmp_path):
-    keys = long_recipe(tmp_path / "run", 10)
+    keys = job_recipe(tmp_path / "run", 10)
     keys["optim"]["lr"] = -1
     job = submit(slurm, keys, tmp_path / "job")
     until(lambda: state(slurm, job) == "FAILED", 60, "the end")
@@ -127,21 +154,20 @@ def test_a_recipe_error_is_not_requeued(slurm, tmp_path):
 
 def test_weights_are_staged_once_per_node(slurm, tmp_path):
     output, folder, stage = tmp_path / "run", tmp_path / "job", tmp_path / "stage"
-    keys = long_recipe(output, 5)
+    keys = job_recipe(output, 5)
     slurm.environment |= dict(GRAFT_STAGE=str(stage), GRAFT_MODEL=keys["model"]["path"])
     keys["model"]["path"] = str(tmp_path / "nowhere")
     job = submit(slurm, keys, folder)
-    until(lambda: state(slurm, job) not in ("PENDING", "RUNNING", "COMPLETING"), 60, "the end")
-    assert state(slurm, job) == "COMPLETED", (folder / "job.log").read_text()
+    wait_end(slurm, job, folder / "job.log")
     copies = list(stage.iterdir())
     assert len(copies) == 1 and (copies[0] / "config.json").exists()
 
 
 def test_tasks_without_pmix_are_told_apart(slurm, tmp_path):
     """Two tasks that MPI did not connect would be two jobs in one output folder."""
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(long_recipe(tmp_path / "run", 5)))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(job_recipe(tmp_path / "run", 5)))
     script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/sh\nsrun --mpi=none {BINARY_DIR}/graft train --config recipe.yaml\n")
+    script.write_text(f"#!/bin/sh\nsrun --mpi=none {GRAFT} train --config recipe.yaml\n")
     job = slurm.sbatch(script, "--ntasks=2", "--output=job.log", cwd=tmp_path)
     until(lambda: state(slurm, job) == "FAILED", 60, "the end")
     log = (tmp_path / "job.log").read_text()

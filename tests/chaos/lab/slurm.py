@@ -5,7 +5,10 @@
         slurm.show(job)["JobState"]
 
     with Hosts(2) as hosts, Slurm(hosts=hosts) as slurm:   # each node a machine with its own network (hosts.py)
-        slurm.crash("host2"); slurm.boot("host2")
+        slurm.crash("host2"); slurm.return_to_service("host2")
+
+A job of partition `urgent` takes the nodes of one of `main`, the default, which is told, gets GRACE_SECONDS and goes back into
+the queue. What it is told is SIGTERM, or with `preempt_signal` what it asked for by --signal.
 
 Debian packages: munge slurmctld slurmd slurm-client. Their services are neither used nor touched.
 """
@@ -21,6 +24,8 @@ from pathlib import Path
 
 PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol"]
 START_SECONDS = 30
+GRACE_SECONDS = 3
+RETURN_SECONDS = 5
 # All nodes are this machine: ranks find each other by loopback.
 JOB_ENVIRONMENT = dict(
     OMPI_ALLOW_RUN_AS_ROOT="1",
@@ -42,7 +47,7 @@ def free_ports(count):
 
 
 class Slurm:
-    def __init__(self, nodes=1, cpus=4, hosts=None):
+    def __init__(self, nodes=1, cpus=4, hosts=None, preempt_signal=False):
         missing = [program for program in PROGRAMS if self._find(program) is None]
         if missing:
             raise RuntimeError(f"missing {missing}; apt packages: munge slurmctld slurmd slurm-client")
@@ -53,6 +58,7 @@ class Slurm:
         self.hosts = hosts
         self.nodes = hosts.names if hosts else [f"node{i + 1}" for i in range(nodes)]
         self.cpus = cpus
+        self.preempt_signal = preempt_signal
         self.daemons = []
         self.environment = os.environ | JOB_ENVIRONMENT
         self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
@@ -79,7 +85,7 @@ class Slurm:
         self.stop()
 
     def _start(self):
-        for name in ["state", "log", "munge", *[f"spool.{n}" for n in self.nodes]]:
+        for name in ["state", "log", "munge", *[f"{part}.{n}" for part in ("spool", "tmp") for n in self.nodes]]:
             (self.folder / name).mkdir(parents=True)
         # munged wants its folders safe from others; the socket's may be passed through.
         (self.folder / "munge").chmod(0o711)
@@ -105,11 +111,22 @@ class Slurm:
 
     def idle(self):
         """The nodes that wait for work."""
-        return sorted(self._ask(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]).split())
+        return sorted(set(self._ask(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]).split()))
 
     def boot(self, node):
-        """Starts a node, which joins the cluster by itself."""
+        """Starts a node, which joins the cluster by itself. The sockets of steps that died with it are gone, as after a reboot."""
+        spool = self.folder / f"spool.{node}"
+        for left in [*spool.glob("pmix.*"), *spool.glob(f"{node}_*"), *(self.folder / f"tmp.{node}").iterdir()]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         self._daemon("slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"], node=node)
+
+    def return_to_service(self, node):
+        """Boots a node that crashed and waits until it can be used: an allocation made in the second of its return gets no steps
+        on it."""
+        self.daemons = [daemon for daemon in self.daemons if daemon.poll() is None]
+        self.boot(node)
+        self._until(lambda: node in self.idle(), f"idle {node}")
+        time.sleep(RETURN_SECONDS)
 
     def crash(self, node):
         """Ends all processes of a node, as a power loss does. Only with hosts."""
@@ -133,6 +150,7 @@ class Slurm:
             CredType="cred/munge",
             StateSaveLocation=f"{self.folder}/state",
             SlurmdSpoolDir=f"{self.folder}/spool.%n",
+            TmpFS=f"{self.folder}/tmp.%n",  # where PMIx has its sockets: one folder for all would be one too few
             SlurmctldPidFile=f"{self.folder}/slurmctld.pid",
             SlurmdPidFile=f"{self.folder}/slurmd.%n.pid",
             SlurmctldLogFile=f"{self.folder}/log/slurmctld.log",
@@ -146,16 +164,22 @@ class Slurm:
             SchedulerParameters="sched_interval=2,bf_interval=2",
             SlurmdParameters="config_overrides",
             MpiDefault="none",
+            PreemptType="preempt/partition_prio",
+            PreemptMode="REQUEUE",
             JobRequeue=1,
             KillWait=5,
             SlurmdTimeout=10 if self.hosts else 300,
             ReturnToService=2,
         )
+        if self.preempt_signal:
+            lines["SlurmctldParameters"] = "preempt_send_user_signal"
         text = "".join(f"{key}={value}\n" for key, value in lines.items())
         for node, name, address, port in zip(self.nodes, names, addresses, ports, strict=True):
             text += f"NodeName={node} NodeHostname={name} NodeAddr={address} Port={port}"
             text += f" CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
-        return text + "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
+        everywhere = "Nodes=ALL MaxTime=INFINITE State=UP"
+        text += f"PartitionName=main Default=YES {everywhere} PriorityTier=1 GraceTime={GRACE_SECONDS}\n"
+        return text + f"PartitionName=urgent {everywhere} PriorityTier=10\n"
 
     def _daemon(self, program, *arguments, node=None):
         with (self.folder / "log" / f"{program}.out").open("a") as out:
