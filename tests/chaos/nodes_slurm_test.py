@@ -1,6 +1,8 @@
 """A training job on two machines of a SLURM, one of which crashes, or ends ranks again and again: the job goes on without it, and
 the outcome is that of a run without trouble."""
 
+import time
+
 import pytest
 from graft_program import metrics
 from job import steps_done, until
@@ -12,6 +14,7 @@ from slurm_job import (
     end_soon,
     job_recipe,
     outcome,
+    state,
     submit,
     undisturbed,
     wait_end,
@@ -44,7 +47,10 @@ def test_a_node_crashes_and_the_job_comes_back(slurm, tmp_path):
     log = folder / "job.log"
     until(lambda: steps_done(output) >= 50, 60, "fifty steps")
     slurm.crash("host2")
-    wait_requeued(slurm, job, 120)
+    crashed = time.monotonic()
+    until(lambda: state(slurm, job) == "PENDING", 120, "requeued")
+    print(f"\njob requeued {time.monotonic() - crashed:.1f} s after the crash of a node")
+    wait_requeued(slurm, job)
     end_soon(keys, folder)
     slurm.return_to_service("host2")
     wait_running_again(slurm, job, 1)

@@ -1,7 +1,6 @@
 """A training job that SLURM preempts for one of a partition with more priority: saved, requeued, gone on with, and the outcome is
 that of a run without a stop."""
 
-import pytest
 from graft_program import metrics
 from job import steps_done, until
 from lab.slurm import Slurm
@@ -18,13 +17,6 @@ from slurm_job import (
     wait_requeued,
     wait_running_again,
 )
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["term", "user-signal"])
-def slurm(request):
-    with Slurm(preempt_signal=request.param) as cluster:
-        cluster.environment |= dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
-        yield cluster
 
 
 def preempt(slurm, launcher, tmp_path):
@@ -56,6 +48,11 @@ def preempt(slurm, launcher, tmp_path):
     assert outcome(output) == undisturbed(keys, tmp_path / "whole")
 
 
-def test_a_preempted_job_goes_on_as_if_nothing_had_happened(slurm, tmp_path, rounds):
-    for launcher in rounds(["mpirun"], ["mpirun", "srun"]):
-        preempt(slurm, launcher, tmp_path / launcher)
+def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, rounds):
+    """Told by TERM, as SLURM does by itself, and by the job's own signal."""
+    launchers = rounds({False: ["mpirun"]}, {False: ["mpirun", "srun"], True: ["mpirun", "srun"]})
+    for preempt_signal in launchers:
+        with Slurm(preempt_signal=preempt_signal) as slurm:
+            slurm.environment |= dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
+            for launcher in launchers[preempt_signal]:
+                preempt(slurm, launcher, tmp_path / f"{launcher}-{preempt_signal}")
