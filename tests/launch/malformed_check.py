@@ -18,6 +18,7 @@ from malformed_folders import Folders
 
 KINDS = {65: "input", 78: "recipe"}
 SECONDS_ABOVE_VERSION = 2.0
+TRIES_AGAIN = 2
 KIB_ABOVE_VERSION = 200 * 1024
 HANG_SECONDS = 60
 MPIRUN = ["mpirun", "-q", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
@@ -173,7 +174,10 @@ class Check:
             row.damage(folders)
             line = command_line(self.graft, command, row, folders, ranks)
             outcome = run(line, folders.root)
-            if outcome.seconds > self.versions[ranks].seconds + SECONDS_ABOVE_VERSION:
-                outcome = run(line, folders.root)  # something else had the processor
+            for _ in range(TRIES_AGAIN):  # something else may have had the processor
+                if outcome.seconds <= self.versions[ranks].seconds + SECONDS_ABOVE_VERSION:
+                    break
+                self.versions[ranks] = self._version(ranks)
+                outcome = run(line, folders.root)
             found = faults(row, outcome, self.versions[ranks], ranks, folders.root / "output")
             self._report(f"{command} on {ranks}: {row.number} {row.what}", found)
