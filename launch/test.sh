@@ -3,7 +3,7 @@
 #
 #   launch/test.sh                      all of it
 #   launch/test.sh --only PART ...      parts: shell, python, asan, fuzz, tsan, mpich, unit, mpi
-#   launch/test.sh --long               instead of all that: the full counts of docs/reliability.md (about 2 hours on 2 cores)
+#   launch/test.sh --long               instead of all that: the full counts of docs/reliability.md (some hours on 2 cores)
 #
 # Runs on after a failed part and ends with ctest's own summary and a list of what failed.
 set -uo pipefail
