@@ -42,18 +42,18 @@ run() {
 
 check_shell() { find launch tests .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \) -print0 | xargs -0 shellcheck -x; }
 
-# What links without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer.
+# What links without LibTorch, with AddressSanitizer and UndefinedBehaviorSanitizer: build_asan [--target NAME].
 build_asan() {
   local options=()
   mapfile -t options < <(site_cmake_options)
-  cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)"
+  cmake --preset asan "${options[@]}" >/dev/null && cmake --build --preset asan --parallel "$(nproc)" "$@"
 }
 
 check_asan() { build_asan && ctest --test-dir build-asan -LE fuzz --output-on-failure --parallel "$(nproc)"; }
 
 # Every fuzz target replays its corpus and goes on from it for so many seconds.
 check_fuzz() {
-  build_asan && GRAFT_FUZZ_SECONDS="$1" ctest --test-dir build-asan -L fuzz --output-on-failure --parallel "$(nproc)"
+  build_asan --target fuzz && GRAFT_FUZZ_SECONDS="$1" ctest --test-dir build-asan -L fuzz --output-on-failure --parallel "$(nproc)"
 }
 
 # The chaos tests with their full counts, on the tiny models of the oracle tests.
