@@ -86,11 +86,12 @@ absl::StatusOr<Attachment> Ia3::Attach(const std::vector<SiteSpec>& matched_on_s
 nlohmann::json Ia3PeftConfig(const std::vector<SiteSpec>& matched,
                              const nlohmann::json& feedforward, const PeftContext& context) {
   nlohmann::json config = CommonPeftConfig("IA3", context);
-  SetTargetModules(matched, &config);
   config["exclude_modules"] = nullptr;
+  config["fan_in_fan_out"] = HasFanInFanOut(matched);
   config["feedforward_modules"] = feedforward;
   config["init_ia3_weights"] = true;
   config["modules_to_save"] = nullptr;
+  config["target_modules"] = TargetModules(matched);
   return config;
 }
 

@@ -237,12 +237,12 @@ LoraPatterns Lora::Patterns(const std::vector<SiteSpec>& matched) const {
 nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
                                 const PeftContext& context) const {
   nlohmann::json config = CommonPeftConfig("LORA", context);
-  SetTargetModules(matched, &config);
   const Size common = CommonSize(matched);
   config["lora_alpha"] = AlphaJson(common.alpha);
   const LoraPatterns patterns = Patterns(matched);
   config["alpha_pattern"] = patterns.alpha;
   config["bias"] = "none";
+  config["fan_in_fan_out"] = HasFanInFanOut(matched);
   config["init_lora_weights"] = true;
   config["layers_pattern"] = nullptr;
   config["layers_to_transform"] = nullptr;
@@ -250,6 +250,7 @@ nlohmann::json Lora::PeftConfig(const std::vector<SiteSpec>& matched,
   config["modules_to_save"] = nullptr;
   config["r"] = common.rank;
   config["rank_pattern"] = patterns.rank;
+  config["target_modules"] = TargetModules(matched);
   config["use_dora"] = false;
   config["use_rslora"] = rslora_;
   return config;

@@ -1,5 +1,7 @@
 #include "adapters/peft_config.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/json.h"
 #include "base/status.h"
@@ -38,16 +40,18 @@ absl::Status CheckSameText(const nlohmann::json& config, const std::string& key,
                                  "\", the recipe's is \"", value, "\""));
 }
 
-void SetTargetModules(const std::vector<models::SiteSpec>& matched, nlohmann::json* config) {
+nlohmann::json TargetModules(const std::vector<models::SiteSpec>& matched) {
   nlohmann::json modules = nlohmann::json::array();
-  bool fan_in_fan_out = false;
   for (const models::SiteSpec& site : matched) {
     // The roles of a shared module stand side by side.
     if (modules.empty() || modules.back() != site.module) modules.push_back(site.module);
-    fan_in_fan_out = fan_in_fan_out || site.fan_in_fan_out;
   }
-  (*config)["fan_in_fan_out"] = fan_in_fan_out;
-  (*config)["target_modules"] = std::move(modules);
+  return modules;
+}
+
+bool HasFanInFanOut(const std::vector<models::SiteSpec>& matched) {
+  return std::any_of(matched.begin(), matched.end(),
+                     [](const models::SiteSpec& site) { return site.fan_in_fan_out; });
 }
 
 std::string PeftName(const std::string& module, const std::string& suffix) {

@@ -31,9 +31,11 @@ absl::Status CheckPeftType(const nlohmann::json& config, const std::string& peft
 absl::Status CheckSameText(const nlohmann::json& config, const std::string& key,
                            const std::string& value, const std::string& origin);
 
-// `target_modules` and `fan_in_fan_out` of sites: full names, because huggingface/peft matches list
-// entries by suffix (methods.md 15).
-void SetTargetModules(const std::vector<models::SiteSpec>& matched, nlohmann::json* config);
+// `target_modules` of sites: full names, because huggingface/peft matches list entries by suffix
+// (methods.md 15).
+nlohmann::json TargetModules(const std::vector<models::SiteSpec>& matched);
+// `fan_in_fan_out`: whether one of them is a Conv1D.
+bool HasFanInFanOut(const std::vector<models::SiteSpec>& matched);
 
 // "base_model.model.{module}.{suffix}".
 std::string PeftName(const std::string& module, const std::string& suffix);

@@ -175,9 +175,8 @@ absl::StatusOr<FolderContent> Red::AsPeft(const std::vector<SiteSpec>& matched,
     content.config = Ia3PeftConfig(matched, nlohmann::json::array(), context);
   } else {
     content.config = CommonPeftConfig("BEFT", context);
-    SetTargetModules(matched, &content.config);
-    content.config.erase("fan_in_fan_out");  // no key of BEFT's
     content.config["modules_to_save"] = nullptr;
+    content.config["target_modules"] = TargetModules(matched);
   }
   const std::string own = has_scale() ? kScaleName : kBiasName;
   for (auto& [name, value] : ToFolder(matched, std::move(parameters))) {

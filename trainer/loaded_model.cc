@@ -45,6 +45,24 @@ adapters::TaskHeadSpec TaskHeadSpecOf(const Recipe& recipe, const models::ModelC
           .num_layers = static_cast<int>(config.num_layers)};
 }
 
+std::set<std::string> BackboneNames(const models::ModelConfig& config, bool language_head) {
+  std::set<std::string> names;
+  for (models::PlacedTensor& tensor : models::PlacedTensors(config, language_head)) {
+    names.insert(std::move(tensor.name));
+  }
+  return names;
+}
+
+// Numbers in those that `counts` is true of.
+template <typename Counts>
+int64_t CountWhere(const std::vector<adapters::ParameterSpec>& parameters, const Counts& counts) {
+  int64_t count = 0;
+  for (const adapters::ParameterSpec& parameter : parameters) {
+    if (counts(parameter)) count += c10::multiply_integers(parameter.shape);
+  }
+  return count;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
@@ -188,23 +206,15 @@ absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
 
 int64_t FrozenEncoderParameters(const adapters::Method& method) {
   const adapters::PromptEncoderChoice* encoder = method.prompt_encoder();
-  int64_t count = 0;
-  if (encoder == nullptr || encoder->train) return count;
-  for (const adapters::ParameterSpec& weight : encoder->facts.weights) {
-    count += c10::multiply_integers(weight.shape);
-  }
-  return count;
+  if (encoder == nullptr || encoder->train) return 0;
+  return CountWhere(encoder->facts.weights, [](const auto&) { return true; });
 }
 
 int64_t TotalParameters(const models::ModelConfig& config, const AdapterChoice& adapter) {
-  std::set<std::string> backbone;
-  for (const models::PlacedTensor& tensor : models::PlacedTensors(config, /*language_head=*/true)) {
-    backbone.insert(tensor.name);
-  }
-  int64_t added = 0;
-  for (const adapters::ParameterSpec& parameter : adapter.method->Parameters(adapter.matched)) {
-    if (backbone.count(parameter.name) == 0) added += c10::multiply_integers(parameter.shape);
-  }
+  const std::set<std::string> backbone = BackboneNames(config, /*language_head=*/true);
+  const int64_t added =
+      CountWhere(adapter.method->Parameters(adapter.matched),
+                 [&](const auto& parameter) { return !backbone.contains(parameter.name); });
   return models::CountParameters(config) + FrozenEncoderParameters(*adapter.method) + added;
 }
 
@@ -327,27 +337,19 @@ absl::Status LoadedModel::InitFrom(const std::string& folder) {
 }
 
 int64_t LoadedModel::head_parameters() const {
-  int64_t count = 0;
-  if (outputs_ == 0) return count;
-  std::set<std::string> backbone;
-  for (const models::PlacedTensor& tensor : models::PlacedTensors(config_, false)) {
-    backbone.insert(tensor.name);
-  }
-  for (const adapters::ParameterSpec& parameter : method().Parameters(matched())) {
-    if (parameter.layer > static_cast<int>(config_.num_layers) &&
-        backbone.count(parameter.name) == 0)
-      count += c10::multiply_integers(parameter.shape);
-  }
-  return count;
+  if (outputs_ == 0) return 0;
+  const std::set<std::string> backbone = BackboneNames(config_, /*language_head=*/false);
+  return CountWhere(method().Parameters(matched()), [&](const auto& parameter) {
+    return parameter.layer > static_cast<int>(config_.num_layers) &&
+           !backbone.contains(parameter.name);
+  });
 }
 
 int64_t LoadedModel::encoder_parameters() const {
-  int64_t count = 0;
   const std::string prefix = absl::StrCat(method().name(), ".encoder.");
-  for (const adapters::ParameterSpec& parameter : method().Parameters(matched())) {
-    if (absl::StartsWith(parameter.name, prefix)) count += c10::multiply_integers(parameter.shape);
-  }
-  return count;
+  return CountWhere(method().Parameters(matched()), [&](const auto& parameter) {
+    return absl::StartsWith(parameter.name, prefix);
+  });
 }
 
 nlohmann::json LoadedModel::PeftConfig() const {
