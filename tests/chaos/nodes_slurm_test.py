@@ -5,15 +5,14 @@ import time
 
 import pytest
 from graft_program import metrics
-from job import steps_done, until
+from job import outcome, steps_done, until
 from lab.hosts import Hosts
 from lab.slurm import Slurm
 from slurm_job import (
     GRAFT,
-    SOURCE,
+    HOSTS_ENVIRONMENT,
     end_soon,
     job_recipe,
-    outcome,
     state,
     submit,
     undisturbed,
@@ -29,12 +28,7 @@ TWO_NODES = dict(tasks=["--nodes=2", "--ntasks-per-node=1"])
 def slurm(request):
     """A cluster of as many machines as the test asks for, of its own: a crash leaves traces."""
     with Hosts(request.param) as hosts, Slurm(hosts=hosts) as cluster:
-        cluster.environment |= dict(
-            GRAFT=str(GRAFT),
-            GRAFT_HOME=str(SOURCE),
-            OMP_NUM_THREADS="1",
-            GRAFT_MPIRUN_FLAGS="--mca pml ob1 --mca btl self,vader,tcp",
-        )
+        cluster.environment |= HOSTS_ENVIRONMENT
         yield cluster
 
 

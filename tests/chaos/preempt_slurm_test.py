@@ -2,14 +2,12 @@
 that of a run without a stop."""
 
 from graft_program import metrics
-from job import steps_done, until
+from job import outcome, steps_done, until
 from lab.slurm import Slurm
 from slurm_job import (
-    GRAFT,
-    SOURCE,
+    ENVIRONMENT,
     end_soon,
     job_recipe,
-    outcome,
     state,
     submit,
     undisturbed,
@@ -53,6 +51,6 @@ def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, rounds):
     launchers = rounds({False: ["mpirun"]}, {False: ["mpirun", "srun"], True: ["mpirun", "srun"]})
     for preempt_signal in launchers:
         with Slurm(preempt_signal=preempt_signal) as slurm:
-            slurm.environment |= dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
+            slurm.environment |= ENVIRONMENT
             for launcher in launchers[preempt_signal]:
                 preempt(slurm, launcher, tmp_path / f"{launcher}-{preempt_signal}")

@@ -9,9 +9,8 @@ import time
 import pytest
 import yaml
 from graft_program import Golden, metrics, recipe
-from job import BINARY_DIR, Job, graft_job, steps_done, until
+from job import BINARY_DIR, Job, graft_job, outcome, steps_done, until
 
-TIMES = "step_seconds tokens_per_second peak_memory_bytes bubble_fraction communication_seconds"
 LAYOUTS = {"2x1": (2, 1), "1x2": (1, 2), "2x2": (2, 2)}
 STEPS = 60
 SOON = 60  # seconds; generous, machines of tests are slow
@@ -25,15 +24,6 @@ def job_recipe(output, layout, **sections):
         checkpoint=dict(every=7),
     )
     return recipe(Golden("gqa_lora"), output, **(keys | sections))
-
-
-def outcome(output):
-    """What must not depend on kills: the adapter's bytes and the metrics of all steps but for times."""
-    records = metrics(output, "train") + metrics(output, "eval")
-    for record in records:
-        for field in TIMES.split():
-            record.pop(field, None)
-    return (output / "adapter" / "adapter_model.safetensors").read_bytes(), records
 
 
 def finish(keys, folder):

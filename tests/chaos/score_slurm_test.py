@@ -1,37 +1,25 @@
 """C2 on a SLURM of two machines, one of which crashes: score.sbatch brings the job back and the results have the same bytes. The
 items are those of items_test.py: what is tried here is the way from the batch script to the journal and back."""
 
-import os
-import time
-from pathlib import Path
-
 import pytest
 from job import BINARY_DIR, Job, until
 from lab.hosts import Hosts
 from lab.slurm import Slurm
+from slurm_job import HOSTS_ENVIRONMENT, SOURCE, wait_end, wait_requeued, wait_running_again
 
-SOURCE = Path(os.environ["GRAFT_SOURCE_DIR"])
 ITEMS = 150
 
 
 @pytest.fixture(scope="module")
 def slurm():
     with Hosts(2) as hosts, Slurm(hosts=hosts) as cluster:
-        cluster.environment |= dict(
-            GRAFT_HOME=str(SOURCE),
-            OMP_NUM_THREADS="1",
-            GRAFT_MPIRUN_FLAGS="--mca pml ob1 --mca btl self,vader,tcp",
-        )
+        cluster.environment |= HOSTS_ENVIRONMENT
         yield cluster
 
 
 def journal_size(output):
     path = output / "journal.bin"
     return path.stat().st_size if path.exists() else 0
-
-
-def state(slurm, job):
-    return slurm.show(job).get("JobState")
 
 
 def test_a_node_crashes_and_the_requeued_job_ends_with_the_same_bytes(slurm, tmp_path):
@@ -57,21 +45,11 @@ def test_a_node_crashes_and_the_requeued_job_ends_with_the_same_bytes(slurm, tmp
     assert not (output / "results.bin").exists(), "the job ended before the crash"
 
     # SLURM gives the node up after 10 s and puts the job back into the queue, where it waits for two nodes.
-    until(lambda: state(slurm, job) == "PENDING", 120, "requeued")
-    time.sleep(3)  # SLURM clears away what the last start left
+    wait_requeued(slurm, job, 120)
     slurm.return_to_service("host2")
-
-    def runs_again():
-        if state(slurm, job) == "PENDING":
-            slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            time.sleep(1)
-        return state(slurm, job) not in ("PENDING", "CONFIGURING", "COMPLETING")
-
-    until(runs_again, 120, "running again")
-    until(lambda: state(slurm, job) not in ("RUNNING", "COMPLETING"), 120, "the end")
+    wait_running_again(slurm, job, 1, 120)
+    wait_end(slurm, job, log)
     text = log.read_text()
-    facts = slurm.show(job)
-    assert facts["JobState"] == "COMPLETED", f"exit {facts['ExitCode']}\n{text[-3000:]}"
     assert "restart 1" in text, text[-3000:]
     assert f"journal of {kept}" in text or journal_size(output) > kept, text[-3000:]
     assert (output / "results.bin").read_bytes() == (whole / "results.bin").read_bytes()

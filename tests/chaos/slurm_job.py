@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 import yaml
-from graft_program import BINARY_DIR, Golden, metrics, recipe, run
-from job import steps_done, until
+from graft_program import BINARY_DIR, Golden, recipe, run
+from job import outcome, steps_done, until
 
 SOURCE = Path(os.environ["GRAFT_SOURCE_DIR"])
 TRAIN = SOURCE / "launch" / "slurm" / "train.sbatch"
 GRAFT = BINARY_DIR / "graft"
-# What may differ between a run and the same run with stops.
-TIMES = {"step_seconds", "tokens_per_second", "peak_memory_bytes", "bubble_fraction", "communication_seconds"}
+# Of every job of the cluster.
+ENVIRONMENT = dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
+# Where each node is a machine with a network of its own.
+HOSTS_ENVIRONMENT = ENVIRONMENT | dict(GRAFT_MPIRUN_FLAGS="--mca pml ob1 --mca btl self,vader,tcp")
 # A requeued job waits two minutes by itself, in which SLURM clears away what the last start left. Called back within the second
 # it can lose its script to that.
 SETTLE_SECONDS = 3
@@ -43,13 +45,6 @@ def undisturbed(keys, folder):
     keys = keys | dict(run=dict(output=str(folder / "run")))
     run("train", keys, folder / "job")
     return outcome(folder / "run")
-
-
-def outcome(output):
-    """What stops must not change: the loss curve, and the adapter's bytes."""
-    records = metrics(output, "train")
-    curve = [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-    return curve, (output / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def submit(slurm, keys, folder, *options, tasks=("--ntasks=2",)):

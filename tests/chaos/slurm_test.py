@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from graft_program import metrics
-from job import processes, steps_done, until
+from job import outcome, processes, steps_done, until
 from lab.slurm import Slurm
 from slurm_job import (
+    ENVIRONMENT,
     GRAFT,
-    SOURCE,
     end_soon,
     job_recipe,
-    outcome,
     state,
     submit,
     undisturbed,
@@ -24,7 +23,6 @@ from slurm_job import (
     wait_requeued,
     wait_running_again,
 )
-
 
 ORPHAN_SECONDS = 5
 
@@ -38,7 +36,7 @@ def cluster():
 @pytest.fixture
 def slurm(cluster):
     before = dict(cluster.environment)
-    cluster.environment |= dict(GRAFT=str(GRAFT), GRAFT_HOME=str(SOURCE), OMP_NUM_THREADS="1")
+    cluster.environment |= ENVIRONMENT
     yield cluster
     cluster.environment = before
 

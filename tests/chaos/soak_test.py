@@ -5,8 +5,8 @@ import signal
 import time
 
 from graft_program import Golden, recipe
-from job import graft_job, until
-from resume_test import finish, kill_one_rank, outcome
+from job import graft_job, outcome, until
+from resume_test import finish, kill_one_rank
 
 RUN_STEPS = 4000  # half a minute or so
 LAYOUT = dict(device="cpu", data=2, pipeline=2)
