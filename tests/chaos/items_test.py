@@ -8,11 +8,10 @@ import signal
 import time
 
 import pytest
-from job import BINARY_DIR, mpirun, until
+from job import BINARY_DIR, SOON, mpirun, until
 
 ITEMS = 60
 LAYOUTS = {"1x1": (1, 1), "2x1": (2, 1), "4x1": (4, 1), "1x2": (1, 2), "2x2": (2, 2)}
-SOON = 60
 KILLED = 137
 
 
@@ -69,9 +68,7 @@ def test_kills_lose_only_what_was_not_acknowledged(tmp_path, rounds, whole):
             if kills < 2:
                 wait_for_work(job, output, before)
                 time.sleep(chance.uniform(0, 0.3))
-                if job.process.poll() is None:
-                    os.kill(job.rank(chance.randrange(layout[0] * layout[1])), signal.SIGKILL)
-                    kills += 1
+                kills += job.kill_rank(chance.randrange(layout[0] * layout[1]))
             code, _ = job.wait(SOON)
             if code == 0:
                 break

@@ -11,6 +11,7 @@ from graft_program import metrics
 
 BINARY_DIR = Path(os.environ["GRAFT_BINARY_DIR"])
 MPIRUN = "mpirun --allow-run-as-root --oversubscribe -q --bind-to none --mca mpi_yield_when_idle 1 -np"
+SOON = 60  # seconds; generous, machines of tests are slow
 # What may differ between a run and the same run with stops.
 TIMES = {"step_seconds", "tokens_per_second", "peak_memory_bytes", "bubble_fraction", "communication_seconds"}
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
@@ -78,6 +79,21 @@ class Job:
         found = processes(GRAFT_CHAOS_JOB=self.mark, OMPI_COMM_WORLD_RANK=rank)
         assert len(found) == 1, f"rank {rank}: processes {found}"
         return found[0]
+
+    def kill_rank(self, rank):
+        """SIGKILL to a rank, waited for where it is not there yet; False when the job ended before."""
+
+        def alive():
+            return processes(GRAFT_CHAOS_JOB=self.mark, OMPI_COMM_WORLD_RANK=rank) or self.process.poll() is not None
+
+        found = until(alive, SOON, f"rank {rank}")
+        if found is True:
+            return False
+        try:
+            os.kill(found[0], signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
 
     def left_over(self):
         """Processes of the job that are still there."""

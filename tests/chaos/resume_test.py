@@ -9,11 +9,10 @@ import time
 import pytest
 import yaml
 from graft_program import Golden, metrics, recipe
-from job import BINARY_DIR, Job, graft_job, outcome, steps_done, until
+from job import BINARY_DIR, SOON, Job, graft_job, outcome, steps_done, until
 
 LAYOUTS = {"2x1": (2, 1), "1x2": (1, 2), "2x2": (2, 2)}
 STEPS = 60
-SOON = 60  # seconds; generous, machines of tests are slow
 
 
 def job_recipe(output, layout, **sections):
@@ -48,25 +47,6 @@ def whole(tmp_path_factory):
     return run
 
 
-def kill_one_rank(job, number):
-    """A random time was waited for by the caller; a rank that is not there yet is waited for."""
-
-    def alive():
-        try:
-            return job.rank(number)
-        except AssertionError:
-            return None
-
-    process = until(lambda: alive() or job.process.poll() is not None, SOON, "a rank")
-    if process is True:
-        return False
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_killed_ranks(name, tmp_path, rounds, whole):
     """K1. The layouts share the kills: 6 in the short form, 200 in the long one."""
@@ -85,7 +65,7 @@ def test_killed_ranks(name, tmp_path, rounds, whole):
                 try:
                     job.process.wait(chance.uniform(0.0, seconds))
                 except subprocess.TimeoutExpired:
-                    kills += kill_one_rank(job, chance.randrange(layout[0] * layout[1]))
+                    kills += job.kill_rank(chance.randrange(layout[0] * layout[1]))
             code, ended = job.wait(SOON)
             if code == 0:
                 break

@@ -1,18 +1,16 @@
 """C2: `graft score` under mpirun that is killed and stopped at any time and gone on with on other layouts. The files are
 byte for byte those of a run that nobody touched, and nothing that was done is computed again."""
 
-import os
 import random
 import re
 import signal
 
 import pytest
 from graft_program import Golden, recipe, run
-from job import graft_job, until
+from job import SOON, graft_job, until
 
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)]
 FILES = ["importance.json", "setting.json"]
-SOON = 60
 STOPPED, KILLED = 75, 137
 
 
@@ -67,8 +65,8 @@ def test_killed_scoring(tmp_path, rounds, whole):
         for start in range(3):
             layout = chance.choice(LAYOUTS)
             job = start_and_wait_for_work(output, layout, tmp_path / f"job-{number}-{start}")
-            if start < 2 and job.process.poll() is None:
-                os.kill(job.rank(chance.randrange(layout[0] * layout[1])), signal.SIGKILL)
+            if start < 2:
+                job.kill_rank(chance.randrange(layout[0] * layout[1]))
             code, _ = job.wait(SOON)
             assert code in (0, KILLED), job.err[-3000:]
             kills += code == KILLED

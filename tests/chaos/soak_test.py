@@ -7,7 +7,7 @@ import time
 
 from graft_program import Golden, recipe
 from job import graft_job, outcome, until
-from resume_test import finish, kill_one_rank
+from resume_test import finish
 
 RUN_STEPS = 4000  # half a minute or so
 LAYOUT = dict(device="cpu", data=2, pipeline=2)
@@ -19,7 +19,7 @@ FAULTS = ["kill a rank", "kill mpirun", "ask for a stop"]
 
 def hurt(job, fault, chance):
     if fault == "kill a rank":
-        kill_one_rank(job, chance.randrange(LAYOUT["data"] * LAYOUT["pipeline"]))
+        job.kill_rank(chance.randrange(LAYOUT["data"] * LAYOUT["pipeline"]))
     else:
         job.process.send_signal(signal.SIGKILL if fault == "kill mpirun" else signal.SIGUSR1)
 
