@@ -11,13 +11,12 @@ import reference
 from compare import (
     BFLOAT16_GRAD_NORM_RELATIVE,
     BFLOAT16_LOSS_RELATIVE,
+    LOSS_RELATIVE,
     check_steps,
     read_json,
     relative,
 )
 from graft_program import Golden, attempt, data_folder, metrics, recipe, run
-
-LOSS = 1e-4
 
 
 def quantized_reference(golden, kind, dtype=torch.float32, trainable=False):
@@ -36,14 +35,14 @@ def test_loss(name, kind, tmp_path):
     samples = prepared_data.read(data_folder(golden.numbers["case"]["task"], "eval"))
     expected = reference.evaluate(model, samples)
     result = read_json(run("eval", recipe(golden, tmp_path, model=dict(quantize=kind)), tmp_path))
-    assert relative(result["loss"], expected) <= LOSS
+    assert relative(result["loss"], expected) <= LOSS_RELATIVE
     # So that not quantising at all would be seen.
-    assert relative(golden.numbers["eval_before"], expected) > LOSS
+    assert relative(golden.numbers["eval_before"], expected) > 2 * LOSS_RELATIVE
 
 
 @pytest.mark.parametrize(
     "name, kind, pipeline, recompute",
-    [("gqa_lora", "nf4", 2, "none"), ("gpt2_lora", "int8", 1, "layer"), ("t5_lora", "nf4", 1, "none")],
+    [("gqa_lora", "nf4", 2, "none"), ("gpt2_lora_joint", "int8", 1, "layer"), ("t5_lora", "nf4", 1, "none")],
 )
 def test_training(name, kind, pipeline, recompute, tmp_path):
     golden = Golden(name)
@@ -96,7 +95,8 @@ def test_a_merge_reads_the_source_weights(tmp_path):
 
 def test_a_resume_keeps_the_quantisation(tmp_path):
     golden = Golden("gqa_lora")
-    keys = recipe(golden, tmp_path, model=dict(quantize="nf4"), optim=dict(steps=2))
+    optim = dict(steps=2, schedule="constant", warmup_steps=0)
+    keys = recipe(golden, tmp_path, model=dict(quantize="nf4"), optim=optim)
     run("train", keys, tmp_path)
     keys["optim"]["steps"] = 3
     keys["model"]["quantize"] = "int8"
