@@ -20,6 +20,7 @@
 #include "sharding/gather.h"
 #include "sharding/model_encoder.h"
 #include "trainer/fingerprint.h"
+#include "trainer/memory.h"
 #include "trainer/merge_model.h"
 #include "trainer/plan_check.h"
 #include "trainer/threads.h"
@@ -277,6 +278,7 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
 }
 
 absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
+  const LoadingMemory while_loading;
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
                          OpenRecipeWeights(recipe, config_));
   RecordingWeights recorded(*weights);
