@@ -7,12 +7,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-// One body, several instruction sets; the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GRAFT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define GRAFT_CLONES
-#endif
+#include "base/vector_clones.h"
 
 namespace graft::adapters {
 namespace {

@@ -71,6 +71,7 @@ absl::Status GenerateCommand(CommandContext& context) {
                      "\", `graft generate` writes texts; allowed: causal_lm, seq2seq"));
   }
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckWholeWeights(recipe, "generate"));
   GRAFT_ASSIGN_OR_RETURN(const auto data, trainer::OpenData(recipe, recipe.data.eval, "data.eval",
                                                             context.world.all()));
   GRAFT_ASSIGN_OR_RETURN(

@@ -78,6 +78,8 @@ absl::Status PlanCommand(CommandContext& context) {
   work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
   work.recompute = recipe.model.recompute == "layer";
   work.packed_twice = models::PacksWeights(dtype);
+  work.quantize = models::ParseQuantization(recipe.model.quantize);
+  work.shard_weights = recipe.parallel.shard_weights;
   work.trains_backbone = adapter.method->trains_backbone();
   work.encoder_parameters = trainer::FrozenEncoderParameters(*adapter.method);
   work.flop_per_second = MeasureFlopPerSecond(config, dtype);

@@ -50,6 +50,7 @@ absl::Status PromptCommand(CommandContext& context) {
                                     "\", `graft prompt` serves texts; allowed: causal_lm"));
   }
   GRAFT_RETURN_IF_ERROR(trainer::CheckSupported(recipe));
+  GRAFT_RETURN_IF_ERROR(trainer::CheckWholeWeights(recipe, "prompt"));
   GRAFT_ASSIGN_OR_RETURN(const auto data,
                          trainer::OpenData(recipe, recipe.data.eval, "data.eval", all));
   GRAFT_ASSIGN_OR_RETURN(

@@ -11,9 +11,11 @@
 #include "absl/status/statusor.h"
 #include "models/model_config.h"
 #include "models/site.h"
+#include "models/weights/quantize.h"
 
 namespace graft::models {
 
+class LayerMemory;     // models/layers/gathered_weight.h
 class WeightSource;    // models/weights/weight_source.h
 struct TargetResults;  // models/layers/head_loss.h
 
@@ -35,6 +37,8 @@ struct BackboneOptions {
   bool recompute = false;                 // model.recompute: layer
   bool pool_first_row = false;            // an encoder's task head reads row 0 of a sample, be it a soft prompt's; false: the text's first
   bool train_weights = false;             // method `full`: the weights are float32 leaves (trained_weights()), computed with in `dtype`
+  Quantization quantize = Quantization::kNone;  // of the layers' matrices; embeddings and head stay in `dtype`, norms and biases too
+  std::shared_ptr<LayerMemory> layer_memory;    // null: this rank has its layers' matrices whole
   bool language_head = true;              // false: a task head stands at the end, the projection to the vocabulary is not loaded
 };
 
@@ -50,6 +54,9 @@ class Backbone {
   // With train_weights: what this part computes with, by HF name, each a leaf that requires grad; a tensor that several parts use is in each
   // of them (tied embeddings, T5's bias tables). Else empty.
   const std::vector<std::pair<std::string, torch::Tensor>>& trained_weights() const { return trained_weights_; }
+
+  // With options.quantize: how far this part's matrices are from those of the source.
+  const QuantizationReport& quantization() const { return quantization_; }
 
   // batch.tokens -> (N, D). The `embed` site edits the word embeddings of all rows, before position embeddings are added. Only when
   // range().embed.
@@ -79,6 +86,7 @@ class Backbone {
   LayerRange range_;
   std::shared_ptr<SiteTable> sites_ = std::make_shared<SiteTable>();
   std::vector<std::pair<std::string, torch::Tensor>> trained_weights_;
+  QuantizationReport quantization_;
 };
 
 // Grows by one call of Layers: each segment of the micro-batch names its sequence by Segment::sample_id; its rows are appended to

@@ -1,6 +1,8 @@
 #include "sharding/cost_model.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 namespace graft::sharding {
 namespace {
@@ -20,9 +22,19 @@ int64_t NormParameters(const ModelConfig& config) {
   return (config.layer_norm ? 2 : 1) * config.hidden_size;
 }
 
-// The four matrices of one attention.
-int64_t AttentionParameters(const ModelConfig& config) {
-  return 2 * config.hidden_size * (config.q_width() + config.kv_width());
+// (outputs, inputs) of every matrix of a layer.
+std::vector<std::pair<int64_t, int64_t>> LayerMatrices(const ModelConfig& config, int64_t layer) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  std::vector<std::pair<int64_t, int64_t>> matrices;
+  for (int i = 0; i < (config.is_decoder_layer(layer) ? 2 : 1); ++i) {
+    matrices.insert(matrices.end(), {{config.q_width(), width},
+                                     {config.kv_width(), width},
+                                     {config.kv_width(), width},
+                                     {width, config.q_width()}});
+  }
+  if (config.gated_ffn) matrices.emplace_back(inner, width);
+  matrices.insert(matrices.end(), {{inner, width}, {width, inner}});
+  return matrices;
 }
 
 // FLOP of one layer for one token: products with its weights, and of queries with keys and values.
@@ -63,9 +75,9 @@ double KeptBytes(const ModelConfig& config, bool decoder, const MemoryShape& sha
 }  // namespace
 
 int64_t LayerMatmulParameters(const ModelConfig& config, int64_t layer) {
-  const int64_t attentions = config.is_decoder_layer(layer) ? 2 : 1;
-  return attentions * AttentionParameters(config) +
-         (config.gated_ffn ? 3 : 2) * config.hidden_size * config.intermediate_size;
+  int64_t count = 0;
+  for (const auto& [out, in] : LayerMatrices(config, layer)) count += out * in;
+  return count;
 }
 
 int64_t HeadMatmulParameters(const ModelConfig& config) {
@@ -77,6 +89,14 @@ int64_t MatmulParameters(const ModelConfig& config) {
   int64_t count = HeadMatmulParameters(config);
   for (int64_t i = 0; i < config.num_layers; ++i) count += LayerMatmulParameters(config, i);
   return count;
+}
+
+int64_t LayerQuantizedBytes(const ModelConfig& config, models::Quantization kind, int64_t layer) {
+  int64_t bytes = 0;
+  for (const auto& [out, in] : LayerMatrices(config, layer)) {
+    bytes += models::QuantizedShape{kind, out, in}.bytes();
+  }
+  return bytes;
 }
 
 int64_t LayerParameters(const ModelConfig& config, int64_t layer) {
@@ -146,6 +166,13 @@ int64_t StatisticsBytes(const ModelConfig& config) {
   return 4 * ((config.layer_norm ? 4 : 2) + config.num_heads);
 }
 
+double LayerMatrixBytes(const ModelConfig& config, const MemoryShape& shape, int64_t layer) {
+  if (shape.quantize != models::Quantization::kNone) {
+    return static_cast<double>(LayerQuantizedBytes(config, shape.quantize, layer));
+  }
+  return static_cast<double>(shape.element_bytes * LayerMatmulParameters(config, layer));
+}
+
 RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const MemoryShape& shape) {
   const double element = static_cast<double>(shape.element_bytes);
   const double tokens = static_cast<double>(shape.micro_batch_tokens);
@@ -154,21 +181,33 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
 
   // Layers of one kind are alike but for a bias table and a norm, which count as those of layer 0.
   const int64_t a_decoder = config.num_layers - 1;
-  const auto of_kinds = [&part](int64_t first, int64_t decoder) {
+  const auto of_kinds = [&part](auto first, auto decoder) {
     return (part.layers - part.decoder_layers) * static_cast<double>(first) +
            part.decoder_layers * static_cast<double>(decoder);
   };
-  double matmul = of_kinds(LayerMatmulParameters(config), LayerMatmulParameters(config, a_decoder));
+  const double matmul =
+      of_kinds(LayerMatmulParameters(config), LayerMatmulParameters(config, a_decoder));
   double other = of_kinds(LayerParameters(config), LayerParameters(config, a_decoder)) - matmul;
+  // Shared and quantised matrices are multiplied as they are stored.
+  const bool stored = shape.shards > 1 || shape.quantize != models::Quantization::kNone;
+  const double of_layers =
+      of_kinds(LayerMatrixBytes(config, shape), LayerMatrixBytes(config, shape, a_decoder));
+  memory.frozen = of_layers * (shape.packed_twice && !stored ? 2 : 1) / shape.shards;
+  if (shape.shards > 1) {
+    memory.gathered =
+        std::min(2, part.layers) *
+        std::max(LayerMatrixBytes(config, shape),
+                 part.decoder_layers > 0 ? LayerMatrixBytes(config, shape, a_decoder) : 0.0);
+  }
   if (part.embed) other += static_cast<double>(EmbeddingParameters(config));
   // A tied table that this rank has already loaded for the embedding is there once, unless its
   // products have a form of their own; a task head counts with the adapter.
   const bool shares_table = part.embed && config.tie_word_embeddings && !shape.packed_twice;
   if (part.head && config.causal && !shares_table) {
-    matmul += static_cast<double>(HeadMatmulParameters(config));
+    other += static_cast<double>(HeadMatmulParameters(config)) * (shape.packed_twice ? 2 : 1);
   }
   if (part.head && config.causal) other += static_cast<double>(NormParameters(config));
-  memory.frozen = element * (matmul * (shape.packed_twice ? 2 : 1) + other);
+  memory.frozen += element * other;
 
   memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "models/model_config.h"
+#include "models/weights/quantize.h"
 
 namespace graft::sharding {
 
@@ -17,6 +18,9 @@ namespace graft::sharding {
 int64_t LayerMatmulParameters(const models::ModelConfig& config, int64_t layer = 0);
 int64_t HeadMatmulParameters(const models::ModelConfig& config);  // h V, also when tied
 int64_t MatmulParameters(const models::ModelConfig& config);      // P
+// Bytes of those of one layer as int8 or nf4, scales included.
+int64_t LayerQuantizedBytes(const models::ModelConfig& config, models::Quantization kind,
+                            int64_t layer = 0);
 // With norms and biases: what a stage loads.
 int64_t LayerParameters(const models::ModelConfig& config, int64_t layer = 0);
 // Of layers [begin, end).
@@ -71,14 +75,19 @@ struct MemoryShape {
   double head_share = 1.0;         // encoder-decoder models: the target's share of T
   bool recompute = false;
   bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
-  bool boundaries = false;    // more than one stage
+  models::Quantization quantize = models::Quantization::kNone;  // of the layers' matrices
+  int shards = 1;           // shard_weights: replicas that share the layers' matrices
+  bool boundaries = false;  // more than one stage
 };
 
 // Bytes by purpose.
 struct RankMemory {
-  double frozen = 0, adapters = 0, activations = 0, boundaries = 0, head = 0;
-  double total() const { return frozen + adapters + activations + boundaries + head; }
+  double frozen = 0, gathered = 0, adapters = 0, activations = 0, boundaries = 0, head = 0;
+  double total() const { return frozen + gathered + adapters + activations + boundaries + head; }
 };
+// Of one layer's matrices as they are stored, whole and once.
+double LayerMatrixBytes(const models::ModelConfig& config, const MemoryShape& shape,
+                        int64_t layer = 0);
 RankMemory MemoryOfRank(const models::ModelConfig& config, const RankPart& part,
                         const MemoryShape& shape);
 

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/task_loss.h"
+#include "sharding/frozen_shards.h"
 
 namespace graft::sharding {
 namespace {
@@ -80,7 +81,7 @@ class Executor::Run {
       result_.losses.resize(micro_batches_.size());
       result_.outputs.resize(micro_batches_.size());
     }
-    const double blocked_before = transfers_.blocked_seconds();
+    const double blocked_before = transfers_.blocked_seconds(), gathering_before = Gathering();
     transfers_.BeginStep(micro_batches_.empty() ? 0 : micro_batches_[0].step);
     begin_ = Clock::now();
     for (size_t i = 0; i < ops_.size(); ++i) {
@@ -93,8 +94,13 @@ class Executor::Run {
       transfers_.Progress();
     }
     transfers_.FinishStep();
+    // Waiting for the replicas happens inside operations.
+    const double gathering = Gathering() - gathering_before;
+    if (options_.shards != nullptr) options_.shards->Settle();
     result_.step_seconds = SecondsSince(begin_);
-    result_.blocked_seconds = transfers_.blocked_seconds() - blocked_before;
+    result_.compute_seconds -= gathering;
+    result_.blocked_seconds =
+        transfers_.blocked_seconds() - blocked_before + Gathering() - gathering_before;
     result_.loss_sum = std::accumulate(result_.losses.begin(), result_.losses.end(), 0.0);
     return std::move(result_);
   }
@@ -106,6 +112,10 @@ class Executor::Run {
     torch::Tensor output;  // hidden state, or the loss behind the last part
   };
 
+  // Seconds that this rank has waited for the weights of its replicas so far.
+  double Gathering() const {
+    return options_.shards != nullptr ? options_.shards->blocked_seconds() : 0.0;
+  }
   int PartOf(const Op& op) const { return plan_.VirtualStage(stage_.index(), op.chunk); }
   const StageChunk& Facts(int part) const { return plan_.parts[static_cast<size_t>(part)]; }
   const models::MicroBatch& Batch(const Op& op) const {

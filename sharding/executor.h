@@ -23,10 +23,14 @@
 
 namespace graft::sharding {
 
+class FrozenShards;
+
 struct ExecutorOptions {
   ScheduleKind schedule = ScheduleKind::k1F1B;
   torch::Dtype dtype = torch::kFloat32;  // of hidden states
   torch::Device device = torch::kCPU;
+  // parallel.shard_weights: where the stage's layers come from. Null: they are whole.
+  std::shared_ptr<FrozenShards> shards = nullptr;
 };
 
 // One operation as it ran; seconds since the begin of the step on this rank.

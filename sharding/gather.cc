@@ -107,4 +107,18 @@ absl::Status ScatterParameters(comm::Communicator& comm, const NamedTensors& ten
   return comm::AgreeOnStatus(comm, set.Load(received));
 }
 
+models::QuantizationReport GatherQuantization(comm::Communicator& pipeline,
+                                              const models::QuantizationReport& mine) {
+  const nlohmann::json entry = {mine.matrices, mine.error_sum, mine.largest, mine.largest_matrix};
+  models::QuantizationReport all;
+  for (const std::string& text : comm::AllGatherStrings(pipeline, entry.dump())) {
+    const nlohmann::json stage = nlohmann::json::parse(text);
+    all.Append({.matrices = stage[0].get<int64_t>(),
+                .error_sum = stage[1].get<double>(),
+                .largest = stage[2].get<double>(),
+                .largest_matrix = stage[3].get<std::string>()});
+  }
+  return all;
+}
+
 }  // namespace graft::sharding

@@ -1,5 +1,6 @@
 // Adapter tensors by name, across the stages: collected on one rank to write an adapter folder,
-// handed out from one rank to start from one. Used by the trainer, eval and export.
+// handed out from one rank to start from one. Used by the trainer, eval and export. So is what
+// quantisation did to the stages' weights.
 #pragma once
 
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "adapters/adapter_set.h"
 #include "comm/communicator.h"
+#include "models/weights/quantize.h"
 
 namespace graft::sharding {
 
@@ -27,5 +29,10 @@ NamedTensors GatherValues(comm::Communicator& pipeline, const adapters::AdapterS
 // of `comm` must call and get the same status: errors as of AdapterSet::Load. Throws kind peer.
 absl::Status ScatterParameters(comm::Communicator& comm, const NamedTensors& tensors,
                                adapters::AdapterSet& set);
+
+// Of all stages, the same on every rank: the matrices of the model in the order of the stages. All
+// ranks of the pipeline group must call.
+models::QuantizationReport GatherQuantization(comm::Communicator& pipeline,
+                                              const models::QuantizationReport& mine);
 
 }  // namespace graft::sharding

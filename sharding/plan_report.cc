@@ -81,6 +81,20 @@ RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int sta
   return part;
 }
 
+// Every use of a layer gathers it; a pass that turns around in its part finds two layers whole.
+double ReceivedWeightBytes(const models::ModelConfig& config, const Plan& plan,
+                           const PlanWork& work, const MemoryShape& shape, int stage) {
+  double bytes = 0;
+  for (const StageChunk& part : plan.parts) {
+    if (part.stage != stage) continue;
+    for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
+      const bool backward = part.backward && layer >= plan.first_trained_layer;
+      bytes += (backward ? 2 : 1) * LayerMatrixBytes(config, shape, layer);
+    }
+  }
+  return bytes * work.micro_batches * (work.data - 1) / work.data;
+}
+
 std::string LayersText(const Plan& plan, int stage) {
   std::string text;
   for (const StageChunk& part : plan.parts) {
@@ -124,11 +138,16 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   shape.head_share = work.head_share;
   shape.recompute = work.recompute;
   shape.packed_twice = work.packed_twice;
+  shape.quantize = work.quantize;
+  shape.shards = work.shard_weights ? work.data : 1;
   shape.boundaries = plan.stages > 1;
   for (int index = 0; index < plan.stages; ++index) {
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
     stage.memory = MemoryOfRank(config, PartOfRank(config, plan, index, stage.in_flight), shape);
+    if (work.shard_weights) {
+      stage.received_weight_bytes = ReceivedWeightBytes(config, plan, work, shape, index);
+    }
     if (work.trains_backbone) {
       stage.memory.frozen = 0;
     } else {
@@ -177,6 +196,20 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
   absl::StrAppendFormat(&text, "parameters  %d trainable of %d%s (%.4f %%)\n", trainable, total,
                         work.trains_backbone ? "" : " frozen",
                         100.0 * static_cast<double>(trainable) / static_cast<double>(total));
+  if (work.quantize != models::Quantization::kNone) {
+    absl::StrAppendFormat(&text, "quantize    %s: %.3f bytes a weight of the layers' matrices\n",
+                          models::QuantizationName(work.quantize),
+                          static_cast<double>(LayerQuantizedBytes(config, work.quantize)) /
+                              static_cast<double>(LayerMatmulParameters(config)));
+  }
+  if (work.shard_weights) {
+    const StageEstimate& first = estimate.stages[0];
+    absl::StrAppendFormat(&text,
+                          "shards      each rank keeps 1/%d of its layers' matrices; the two that "
+                          "are whole take %s, stage 0 receives at most %s a step\n",
+                          work.data, Bytes(first.memory.gathered),
+                          Bytes(first.received_weight_bytes));
+  }
   absl::StrAppendFormat(&text, "balance     %.1f %%, worst stage %d\n", 100.0 * plan.Efficiency(),
                         plan.WorstStage());
   absl::StrAppendFormat(&text, "bubble      %.1f %%\n", 100.0 * estimate.bubble_fraction);

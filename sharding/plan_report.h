@@ -25,6 +25,8 @@ struct PlanWork {
   int64_t element_bytes = 4;
   bool recompute = false;
   bool packed_twice = false;
+  models::Quantization quantize = models::Quantization::kNone;
+  bool shard_weights = false;
   int64_t encoder_parameters = 0;  // of a frozen prompt encoder, on the stage of the embedding
   bool trains_backbone = false;    // the backbone's weights are what is trained, none is frozen
   double flop_per_second = 0;      // of one rank; 0 = unknown: no times
@@ -35,7 +37,8 @@ struct StageEstimate {
   int64_t trainable_parameters = 0;
   int in_flight = 0;
   RankMemory memory;
-  double flop = 0;  // of one step
+  double received_weight_bytes = 0;  // shard_weights: in a step, by each rank
+  double flop = 0;                   // of one step
 };
 
 struct PlanEstimate {

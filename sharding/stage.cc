@@ -112,6 +112,12 @@ void Stage::SortTrainedWeights(const Plan& plan,
   }
 }
 
+models::QuantizationReport Stage::quantization() const {
+  models::QuantizationReport report;
+  for (const auto& backbone : backbones_) report.Append(backbone->quantization());
+  return report;
+}
+
 int64_t Stage::frozen_bytes() const {
   int64_t bytes = 0;
   for (const auto& backbone : backbones_) bytes += backbone->frozen_bytes();

@@ -44,6 +44,8 @@ class Stage {
   adapters::AdapterSet& adapters() { return *adapters_; }
   const adapters::AdapterSet& adapters() const { return *adapters_; }
   int64_t frozen_bytes() const;
+  // Of all its parts, with BackboneOptions::quantize.
+  models::QuantizationReport quantization() const;
   // Of a method that trains the backbone: leaves by HF name that another part of the model owns
   // (shared_weights.h).
   const std::vector<std::pair<std::string, torch::Tensor>>& weight_copies() const {

@@ -97,6 +97,10 @@ absl::StatusOr<std::string> CompileStep(const Plan& plan, const StepShape& shape
       floats += part.stage == stage ? part.trainable_parameters : 0;
     absl::StrAppend(&text, "stage ", stage, ": sum of ", floats, " gradients over ",
                     shape.data_ranks, " ranks\n");
+    if (shape.shard_weights) {
+      absl::StrAppend(&text, "stage ", stage, ": each layer gathered over ", shape.data_ranks,
+                      " ranks before its use\n");
+    }
   }
   absl::StrAppend(&text, "all ranks: control vector\n");
   return text;

@@ -18,6 +18,7 @@ struct StepShape {
   ScheduleKind schedule = ScheduleKind::k1F1B;
   int data_ranks = 1;
   int micro_batches = 1;  // of a data rank in a step
+  bool shard_weights = false;
 };
 
 // One operation a line: "stage 0: forward 2.0, send to stage 1", then the reductions. Kind recipe

@@ -133,8 +133,10 @@ absl::Status ReadSections(const YamlNode& root, const MethodKeys& methods, Recip
 
 absl::Status ValidateParallel(const Recipe& recipe) {
   const ParallelSection& parallel = recipe.parallel;
-  if (parallel.shard_weights) {
-    return KeyError(recipe, "parallel.shard_weights", "found true, only false is supported");
+  if (parallel.shard_weights && parallel.data == 1) {
+    return KeyError(recipe, "parallel.shard_weights",
+                    "found true with parallel.data 1, there is no replica to share with; allowed: "
+                    "false, or parallel.data above 1");
   }
   if (recipe.optim.global_batch % parallel.data != 0) {
     return KeyError(recipe, "optim.global_batch",

@@ -24,7 +24,10 @@ void ModelSection::Visit(FieldVisitor& v) {
          &shape);
   v.Text({"dtype", "number type of the frozen weights and activations"}, &dtype,
          {"float32", "bfloat16"});
-  v.Text({"quantize", "how the frozen weights are kept in memory"}, &quantize, {"none"});
+  v.Text({"quantize",
+          "keep the layers' frozen matrices in 8 bits (int8) or about 4 (nf4); embeddings and head "
+          "stay in dtype"},
+         &quantize, {"none", "int8", "nf4"});
   v.Text(
       {"recompute", "layer = run each layer's forward again in the backward pass to save memory"},
       &recompute, {"none", "layer"});
@@ -71,7 +74,9 @@ void ParallelSection::Visit(FieldVisitor& v) {
          {"1f1b", "gpipe", "interleaved"});
   v.Int({"chunks", "parts of each stage with the interleaved schedule"}, &chunks, 1, 64);
   v.TextList({"split", "auto = by cost, or the number of layers of each stage"}, &split);
-  v.Bool({"shard_weights", "share the frozen weights among the replicas of a stage"},
+  v.Bool({"shard_weights",
+          "the replicas of a stage share its layers' frozen matrices and gather a layer before its "
+          "use (train and eval)"},
          &shard_weights);
   v.Text({"device", "where the tensors live; auto = cuda when there is a GPU for each rank"},
          &device, {"auto", "cpu", "cuda"});

@@ -23,8 +23,15 @@ double EvalResult::Value(const std::string& name) const {
 
 EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples,
                     int64_t micro_batch) {
-  const std::vector<std::vector<int64_t>> share =
+  std::vector<std::vector<int64_t>> share =
       EvaluationMicroBatches(num_samples, micro_batch, model.grid().data, model.data_rank());
+  const size_t counted = share.size();
+  if (model.shards() != nullptr) {
+    // The replicas need each other's weights: those with fewer micro-batches run a sample that
+    // counts for nothing. The first rank has most.
+    share.resize(EvaluationMicroBatches(num_samples, micro_batch, model.grid().data, 0).size(),
+                 {0});
+  }
   comm::ControlVector mine;
   TaskMetrics metrics(model.task(), model.outputs());
   for (size_t begin = 0; begin < share.size(); begin += kMicroBatchesPerRun) {
@@ -33,16 +40,19 @@ EvalResult Evaluate(LoadedModel& model, const Dataset& data, int64_t num_samples
       batches.push_back(Collate(data, share[i], /*step=*/0, static_cast<int64_t>(i),
                                 model.method().virtual_rows(),
                                 model.config().decoder_start_token_id));
+      if (i >= counted) continue;
       mine.samples += static_cast<double>(share[i].size());
       mine.tokens += static_cast<double>(CountTokens(data, share[i]));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(data, share[i]));
     }
     model.world().heartbeat().Renew();
     const sharding::StepResult run = model.executor().Evaluate(batches);
-    mine.loss_sum += run.loss_sum;
-    for (size_t i = 0; i < run.outputs.size(); ++i) {
+    double loss_sum = 0;
+    for (size_t i = 0; i < run.losses.size() && begin + i < counted; ++i) {
+      loss_sum += run.losses[i];
       if (run.outputs[i].defined()) metrics.Add(run.outputs[i], batches[i]);
     }
+    mine.loss_sum += loss_sum;
   }
   if (!model.is_last_stage()) mine = comm::ControlVector();
   const comm::ControlVector total = comm::ReduceControl(model.world().all(), mine);

@@ -36,7 +36,8 @@ void AddInputs(const sharding::Manifest& manifest, std::string* text) {
   const sharding::BaseModelInfo& base = manifest.base;
   AddLine("model",
           absl::StrCat(Shown(base.model_type), ", ", base.num_layers, " layers, hidden size ",
-                       base.hidden_size, ", vocabulary ", base.vocab_size, ", ", Shown(base.dtype)),
+                       base.hidden_size, ", vocabulary ", base.vocab_size, ", ", Shown(base.dtype),
+                       base.quantize == "none" ? "" : absl::StrCat(", ", Shown(base.quantize))),
           text);
   AddLine("model fingerprint", base.fingerprint, text);
   AddLine("adapter",

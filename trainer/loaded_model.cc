@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "adapters/task_head.h"
+#include "base/logging.h"
 #include "base/status.h"
 #include "base/text.h"
 #include "comm/agree.h"
@@ -19,6 +20,7 @@
 #include "sharding/gather.h"
 #include "sharding/model_encoder.h"
 #include "trainer/fingerprint.h"
+#include "trainer/memory.h"
 #include "trainer/merge_model.h"
 #include "trainer/plan_check.h"
 #include "trainer/threads.h"
@@ -75,9 +77,6 @@ absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
 }
 
 absl::Status CheckSupported(const Recipe& recipe) {
-  if (recipe.model.quantize != "none")
-    return Unsupported("model.quantize", recipe.model.quantize, "none");
-  if (recipe.parallel.shard_weights) return Unsupported("parallel.shard_weights", "true", "false");
   if (recipe.parallel.device == "cuda") return Unsupported("parallel.device", "cuda", "auto, cpu");
   if (recipe.parallel.backend == "nccl") {
     return RecipeError(
@@ -88,6 +87,12 @@ absl::Status CheckSupported(const Recipe& recipe) {
     return Unsupported("adapter.backbone_dropout", recipe.adapter.backbone_dropout, "none");
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckWholeWeights(const Recipe& recipe, const std::string& command) {
+  if (!recipe.parallel.shard_weights) return absl::OkStatus();
+  return RecipeError(absl::StrCat("parallel.shard_weights: found true, in `graft ", command,
+                                  "` each replica works at its own pace; allowed: false"));
 }
 
 absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe) {
@@ -127,7 +132,7 @@ absl::Status CheckTask(const Recipe& recipe, const models::ModelConfig& config) 
   return absl::OkStatus();
 }
 
-// Keys of adapters that mean nothing for a method that trains the backbone itself.
+// Keys that mean nothing for a method that trains the backbone itself.
 absl::Status CheckFullKeys(const Recipe& recipe) {
   const AdapterSection& adapter = recipe.adapter;
   const auto refuse = [](const char* key, const std::string& found, const char* allowed) {
@@ -142,6 +147,15 @@ absl::Status CheckFullKeys(const Recipe& recipe) {
   }
   if (adapter.compute_dtype != "model") {
     return refuse("compute_dtype", adapter.compute_dtype, "model");
+  }
+  if (recipe.model.quantize != "none") {
+    return RecipeError(absl::StrCat("model.quantize: found ", recipe.model.quantize,
+                                    ", method full trains the weights themselves; allowed: none"));
+  }
+  if (recipe.parallel.shard_weights) {
+    return RecipeError(
+        "parallel.shard_weights: found true, method full trains the weights themselves; allowed: "
+        "false");
   }
   return absl::OkStatus();
 }
@@ -235,6 +249,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe)));
+  model->ReportQuantization(recipe);
   if (model->method().trains_backbone()) {
     model->shared_weights_ =
         std::make_unique<sharding::SharedWeights>(*model->groups_.pipeline_group, *model->stage_);
@@ -263,12 +278,18 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
 }
 
 absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
+  const LoadingMemory while_loading;
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
                          OpenRecipeWeights(recipe, config_));
   RecordingWeights recorded(*weights);
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;
   backbone.recompute = recipe.model.recompute == "layer";
+  backbone.quantize = models::ParseQuantization(recipe.model.quantize);
+  if (recipe.parallel.shard_weights) {
+    shards_ = std::make_shared<sharding::FrozenShards>(*groups_.data_group, backbone.device);
+    backbone.layer_memory = shards_;
+  }
   backbone.language_head = outputs_ == 0;
   backbone.train_weights = method().trains_backbone();
   backbone.pool_first_row = method().reads_first_row();
@@ -285,12 +306,26 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
                                                         backbone, method(), matched(), attach));
   loaded_weights_ = recorded.loaded();
   derived_weights_.Append(recorded.derived());
+  if (shards_ != nullptr) {
+    for (const auto& [name, shard] : shards_->shards()) {
+      derived_weights_.copies.emplace_back(name, shard);
+    }
+  }
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
                          sharding::ParseSchedule(recipe.parallel.schedule));
   executor_ = std::make_unique<sharding::Executor>(
       plan_, *stage_, *groups_.pipeline_group,
-      sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_});
+      sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_, .shards = shards_});
   return absl::OkStatus();
+}
+
+void LoadedModel::ReportQuantization(const Recipe& recipe) {
+  if (recipe.model.quantize == "none") return;
+  quantization_ = sharding::GatherQuantization(*groups_.pipeline_group, stage_->quantization());
+  if (world_.rank() != 0) return;
+  LOG(INFO) << "quantize " << recipe.model.quantize << ": " << quantization_.matrices
+            << " matrices, largest relative error " << quantization_.largest << " ("
+            << quantization_.largest_matrix << "), mean " << quantization_.mean();
 }
 
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadedModel::LoadEncoder(

@@ -14,6 +14,7 @@
 #include "models/model_config.h"
 #include "models/weights/weight_source.h"
 #include "sharding/executor.h"
+#include "sharding/frozen_shards.h"
 #include "sharding/gather.h"
 #include "sharding/plan.h"
 #include "sharding/shared_weights.h"
@@ -39,6 +40,9 @@ struct AdapterChoice {
 
 // What this version cannot do: error kind recipe naming the key.
 absl::Status CheckSupported(const Recipe& recipe);
+// Of a command whose replicas do not run the same layers in step: error kind recipe with
+// parallel.shard_weights.
+absl::Status CheckWholeWeights(const Recipe& recipe, const std::string& command);
 // The config of model.path or model.shape.
 absl::StatusOr<models::ModelConfig> ReadRecipeModel(const Recipe& recipe);
 // The recipe's method (`none` without an adapter section) with the recipe's values and, where the
@@ -90,6 +94,10 @@ class LoadedModel {
   const std::vector<WatchedTensor>& encoder_weights() const { return encoder_weights_; }
   // What the layers of both have made of them.
   const DerivedWeights& derived_weights() const { return derived_weights_; }
+  // parallel.shard_weights: of this stage; else null.
+  sharding::FrozenShards* shards() { return shards_.get(); }
+  // With model.quantize: of all stages.
+  const models::QuantizationReport& quantization() const { return quantization_; }
   adapters::AdapterSet& adapters() { return stage_->adapters(); }
 
   int64_t trainable_parameters() const { return method().CountParameters(matched()); }
@@ -119,6 +127,8 @@ class LoadedModel {
   absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
   absl::Status LoadStage(const Recipe& recipe);
+  // Collective over the pipeline; rank 0 logs.
+  void ReportQuantization(const Recipe& recipe);
   // Null on other stages than the first, and without one.
   absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadEncoder(const Recipe& recipe);
   absl::StatusOr<sharding::NamedTensors> LoadStoredHead(const Recipe& recipe,
@@ -139,7 +149,9 @@ class LoadedModel {
   std::vector<WatchedTensor> loaded_weights_;
   std::vector<WatchedTensor> encoder_weights_;
   DerivedWeights derived_weights_;
+  models::QuantizationReport quantization_;
   std::unique_ptr<sharding::Stage> stage_;
+  std::shared_ptr<sharding::FrozenShards> shards_;
   std::unique_ptr<sharding::Executor> executor_;
   std::unique_ptr<sharding::SharedWeights> shared_weights_;
   bool follow_links_ = false;

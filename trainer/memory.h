@@ -1,5 +1,6 @@
 // The memory of this process: its largest size so far, as metrics report it, and how freed blocks are
-// kept. Used by the trainer and by main.
+// kept. Used by the trainer and by main; an embedding program that does not call KeepFreedMemory
+// keeps its own ways.
 #pragma once
 
 #include <cstdint>
@@ -12,5 +13,16 @@ int64_t PeakResidentBytes();
 // From now on large freed blocks stay in this process for the next step. Given back to the system,
 // as malloc does by default, every step pays again for a page fault per 4 KiB of activations.
 void KeepFreedMemory();
+
+// For its life, while a model is loaded, KeepFreedMemory holds for small blocks only. Else the
+// float32 form of each matrix that is quantised would leave a hole which the next one does not fit
+// into, and a quantised model would take as much memory as a float32 one.
+class LoadingMemory {
+ public:
+  LoadingMemory();
+  ~LoadingMemory();
+  LoadingMemory(const LoadingMemory&) = delete;
+  LoadingMemory& operator=(const LoadingMemory&) = delete;
+};
 
 }  // namespace graft::trainer

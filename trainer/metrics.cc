@@ -90,19 +90,26 @@ absl::Status MetricsLog::Write(const RunRecord& record) {
                       {"first_layer", stage.first_layer},
                       {"end_layer", stage.end_layer},
                       {"bytes", stage.bytes}});
+    if (stage.gathered_bytes > 0) stages.back()["gathered_bytes"] = stage.gathered_bytes;
   }
-  const OrderedJson json = {
-      {"kind", "run"},
-      {"schema", 1},
-      {"versions", versions},
-      {"layout", LayoutJson(record.layout)},
-      {"trainable_parameters", record.trainable_parameters},
-      {"adapter_parameters",
-       record.trainable_parameters - record.head_parameters - record.encoder_parameters},
-      {"head_parameters", record.head_parameters},
-      {"encoder_parameters", record.encoder_parameters},
-      {"total_parameters", record.total_parameters},
-      {"stages", stages}};
+  OrderedJson json = {{"kind", "run"},
+                      {"schema", 1},
+                      {"versions", versions},
+                      {"layout", LayoutJson(record.layout)},
+                      {"trainable_parameters", record.trainable_parameters},
+                      {"adapter_parameters", record.trainable_parameters - record.head_parameters -
+                                                 record.encoder_parameters},
+                      {"head_parameters", record.head_parameters},
+                      {"encoder_parameters", record.encoder_parameters},
+                      {"total_parameters", record.total_parameters},
+                      {"stages", stages}};
+  if (const QuantizationRecord& quantized = record.quantization; quantized.matrices > 0) {
+    json["quantization"] = {{"kind", quantized.kind},
+                            {"matrices", quantized.matrices},
+                            {"mean_error", quantized.mean_error},
+                            {"largest_error", quantized.largest_error},
+                            {"largest_error_matrix", quantized.largest_error_matrix}};
+  }
   return Append(json.dump());
 }
 
@@ -121,6 +128,8 @@ absl::Status MetricsLog::Write(const TrainRecord& record) {
                       {"peak_memory_bytes", record.peak_memory_bytes},
                       {"bubble_fraction", record.bubble_fraction},
                       {"communication_seconds", record.communication_seconds}};
+  if (record.received_weight_bytes > 0)
+    json["received_weight_bytes"] = record.received_weight_bytes;
   if (record.skipped) json["skipped"] = true;
   return Append(json.dump());
 }

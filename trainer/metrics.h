@@ -30,7 +30,16 @@ struct StageRecord {
   int stage = 0;
   int first_layer = 0;  // [first_layer, end_layer)
   int end_layer = 0;
-  int64_t bytes = 0;  // of frozen weights
+  int64_t bytes = 0;           // of frozen weights
+  int64_t gathered_bytes = 0;  // shard_weights: of the layers that are whole at a time, beside them
+};
+
+// Of the whole model; no matrices: model.quantize is none.
+struct QuantizationRecord {
+  std::string kind;
+  int64_t matrices = 0;
+  double mean_error = 0, largest_error = 0;  // ||W - W~|| / ||W||
+  std::string largest_error_matrix;
 };
 
 struct RunRecord {
@@ -41,6 +50,7 @@ struct RunRecord {
   int64_t encoder_parameters = 0;  // of those, in a prompt encoder
   int64_t total_parameters = 0;
   std::vector<StageRecord> stages;
+  QuantizationRecord quantization;
 };
 
 struct TrainRecord {
@@ -55,8 +65,9 @@ struct TrainRecord {
   double tokens_per_second = 0;
   int64_t peak_memory_bytes = 0;  // largest rank
   double bubble_fraction = 0;
-  double communication_seconds = 0;  // largest rank
-  bool skipped = false;              // non-finite: no update; written only when true
+  double communication_seconds = 0;   // largest rank
+  int64_t received_weight_bytes = 0;  // shard_weights: by rank 0; written only when above 0
+  bool skipped = false;               // non-finite: no update; written only when true
 };
 
 struct EvalRecord {

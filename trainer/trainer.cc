@@ -41,7 +41,9 @@ TrainRecord Trainer::TrainStep() {
   // cross-entropies.
   adapters.ZeroGradients();
   const std::vector<models::MicroBatch> micro_batches = CollateStep();
+  const int64_t received = ReceivedWeightBytes();
   const sharding::StepResult result = model_->executor().TrainStep(micro_batches);
+  record.received_weight_bytes = ReceivedWeightBytes() - received;
   model_->CollectSharedGradients();
 
   // 2. One flat all-reduce over the ranks that hold the same stage; then one small vector over all
@@ -84,6 +86,10 @@ TrainRecord Trainer::TrainStep() {
       std::max(0.0, 1.0 - total.compute_seconds / (world_.size() * record.step_seconds));
   WatchHealth(record, std::move(compute_seconds));
   return record;
+}
+
+int64_t Trainer::ReceivedWeightBytes() const {
+  return model_->shards() != nullptr ? model_->shards()->received_bytes() : 0;
 }
 
 std::vector<models::MicroBatch> Trainer::CollateStep() {

@@ -78,6 +78,7 @@ class Trainer {
   // One step of the page.
   TrainRecord TrainStep();
   std::vector<models::MicroBatch> CollateStep();
+  int64_t ReceivedWeightBytes() const;  // by this rank so far, with parallel.shard_weights
   comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
 
   // Between steps.

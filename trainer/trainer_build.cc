@@ -160,7 +160,8 @@ absl::Status Trainer::CheckStepPlan() {
   const auto step = sharding::CompileStep(
       model_->plan(), {.schedule = schedule,
                        .data_ranks = static_cast<int>(recipe_.parallel.data),
-                       .micro_batches = static_cast<int>(batches_->micro_batches_per_step())});
+                       .micro_batches = static_cast<int>(batches_->micro_batches_per_step()),
+                       .shard_weights = recipe_.parallel.shard_weights});
   GRAFT_RETURN_IF_ERROR(Agree(step.status()));
   const std::string numbers =
       absl::StrCat("steps ", total_steps(), ", global batch ", recipe_.optim.global_batch,
@@ -182,23 +183,26 @@ LayoutRecord Trainer::Layout() const {
 
 namespace {
 
-// Layers and frozen bytes of every part, on all ranks of the pipeline.
+// Layers and frozen bytes of every part, on all ranks of the pipeline. Those of data rank 0.
 std::vector<StageRecord> StagesOf(LoadedModel& model) {
   const sharding::Plan& plan = model.plan();
   const auto chunks = static_cast<size_t>(plan.chunks), stages = static_cast<size_t>(plan.stages);
-  std::vector<int64_t> mine, all(chunks * stages);
+  const size_t width = chunks + 1;  // and what is gathered
+  std::vector<int64_t> mine, all(width * stages);
   for (int chunk = 0; chunk < plan.chunks; ++chunk)
     mine.push_back(model.stage().backbone(chunk).frozen_bytes());
+  mine.push_back(model.shards() != nullptr ? model.shards()->gathered_bytes() : 0);
   model.groups().pipeline_group->AllGather(
-      {.data = mine.data(), .count = chunks, .type = comm::DType::kInt64},
+      {.data = mine.data(), .count = width, .type = comm::DType::kInt64},
       {.data = all.data(), .count = all.size(), .type = comm::DType::kInt64});
   std::vector<StageRecord> records;
   for (const sharding::StageChunk& part : plan.parts) {
-    records.push_back(
-        {.stage = part.stage,
-         .first_layer = part.first_layer,
-         .end_layer = part.end_layer(),
-         .bytes = all[static_cast<size_t>(part.stage) * chunks + static_cast<size_t>(part.chunk)]});
+    const int64_t* const of_stage = all.data() + static_cast<size_t>(part.stage) * width;
+    records.push_back({.stage = part.stage,
+                       .first_layer = part.first_layer,
+                       .end_layer = part.end_layer(),
+                       .bytes = of_stage[part.chunk],
+                       .gathered_bytes = of_stage[chunks]});
   }
   return records;
 }
@@ -217,6 +221,12 @@ absl::Status Trainer::OpenMetrics() {
   run.encoder_parameters = model_->encoder_parameters();
   run.total_parameters = model_->total_parameters();
   run.stages = StagesOf(*model_);
+  const models::QuantizationReport& quantized = model_->quantization();
+  run.quantization = {.kind = recipe_.model.quantize,
+                      .matrices = quantized.matrices,
+                      .mean_error = quantized.mean(),
+                      .largest_error = quantized.largest,
+                      .largest_error_matrix = quantized.largest_matrix};
   const auto open = [&]() -> absl::Status {
     const std::string& output = recipe_.run.output;
     GRAFT_RETURN_IF_ERROR(AtomicWriteFile(JoinPath(output, "recipe.yaml"), RecipeYaml(recipe_)));

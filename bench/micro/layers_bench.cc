@@ -4,6 +4,7 @@
 #include "bench/micro/shapes.h"
 #include "models/layers/attention.h"
 #include "models/layers/frozen_linear.h"
+#include "models/layers/quantized_weight.h"
 
 namespace graft::bench {
 namespace {
@@ -13,11 +14,22 @@ void SetFlops(benchmark::State& state, double flop) {
       benchmark::Counter(flop, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-// Arguments: in, out, bfloat16.
+std::shared_ptr<const models::FrozenWeight> RandomWeight(int64_t out, int64_t in,
+                                                         torch::Dtype dtype,
+                                                         models::Quantization kind) {
+  const torch::Tensor weight = at::randn({out, in});
+  if (kind == models::Quantization::kNone) return models::MakeFrozenWeight(weight.to(dtype));
+  double error = 0;
+  return models::MakeQuantizedWeight(models::QuantizeMatrix(weight, kind, &error), {kind, out, in},
+                                     dtype);
+}
+
+// Arguments: in, out, bfloat16, models::Quantization.
 void FrozenLinearForward(benchmark::State& state) {
   const int64_t in = state.range(0), out = state.range(1);
   const torch::Dtype dtype = DtypeOf(state.range(2) != 0);
-  const auto weight = models::MakeFrozenWeight(at::randn({out, in}).to(dtype));
+  const auto weight =
+      RandomWeight(out, in, dtype, static_cast<models::Quantization>(state.range(3)));
   const torch::Tensor x = at::randn({kTokens, in}).to(dtype);
   for (auto _ : state) benchmark::DoNotOptimize(weight->Multiply(x, dtype));
   SetFlops(state, 2.0 * kTokens * in * out);
@@ -26,7 +38,8 @@ void FrozenLinearForward(benchmark::State& state) {
 void FrozenLinearBackward(benchmark::State& state) {
   const int64_t in = state.range(0), out = state.range(1);
   const torch::Dtype dtype = DtypeOf(state.range(2) != 0);
-  const auto weight = models::MakeFrozenWeight(at::randn({out, in}).to(dtype));
+  const auto weight =
+      RandomWeight(out, in, dtype, static_cast<models::Quantization>(state.range(3)));
   const torch::Tensor dy = at::randn({kTokens, out}).to(dtype);
   for (auto _ : state) benchmark::DoNotOptimize(weight->MultiplyTransposed(dy, dtype));
   SetFlops(state, 2.0 * kTokens * in * out);
@@ -34,10 +47,12 @@ void FrozenLinearBackward(benchmark::State& state) {
 
 void LinearShapes(benchmark::internal::Benchmark* bench) {
   for (int64_t bfloat16 : {0, 1}) {
-    bench->Args({kHidden, kHidden, bfloat16});
-    bench->Args({kHidden, kKeyValue, bfloat16});
-    bench->Args({kHidden, kInner, bfloat16});
-    bench->Args({kInner, kHidden, bfloat16});
+    bench->Args({kHidden, kHidden, bfloat16, 0});
+    bench->Args({kHidden, kKeyValue, bfloat16, 0});
+    for (int64_t quantization : {0, 1, 2}) {
+      bench->Args({kHidden, kInner, bfloat16, quantization});
+      bench->Args({kInner, kHidden, bfloat16, quantization});
+    }
   }
 }
 BENCHMARK(FrozenLinearForward)->Apply(LinearShapes)->UseRealTime();

@@ -96,9 +96,8 @@ absl::Status Gpt2::Load(WeightSource& weights) {
                                            FrozenUse::kProductsAndLookup, &positions_));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    GRAFT_RETURN_IF_ERROR(LoadLayer(loader, range_.first_layer + static_cast<int>(i), &layers_[i]));
-  }
+  GRAFT_RETURN_IF_ERROR(LoadLayers(
+      loader, [&](int index, size_t i) { return LoadLayer(loader, index, &layers_[i]); }));
   if (range_.head) {
     GRAFT_RETURN_IF_ERROR(
         loader.LoadNorm("transformer.ln_f", width, true, config_.norm_eps, &head_.norm));

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/layers/quantized_weight.h"
 #include "models/layers/recompute.h"
 #include "models/layers/trained_matrix.h"
 
@@ -52,6 +53,33 @@ absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, in
   return vector;
 }
 
+void PartLoader::BeginLayer(int layer) {
+  if (memory_ != nullptr) layer_ = std::make_unique<LayerPacker>(memory_, layer);
+}
+
+void PartLoader::EndLayer() {
+  if (layer_ != nullptr) bytes_ += layer_->Finish();
+  layer_.reset();
+}
+
+std::shared_ptr<const FrozenWeight> PartLoader::Freeze(const std::string& name,
+                                                       torch::Tensor weight) {
+  std::shared_ptr<const FrozenWeight> frozen;
+  if (quantize_ == Quantization::kNone) {
+    frozen = layer_ != nullptr ? layer_->AddPlain(weight)
+                               : MakeFrozenWeight(std::move(weight), FrozenUse::kProducts);
+  } else {
+    const QuantizedShape shape{quantize_, weight.size(0), weight.size(1)};
+    double error = 0;
+    torch::Tensor stored = QuantizeMatrix(weight, quantize_, &error);
+    quantization_.Add(name, error);
+    frozen = layer_ != nullptr ? layer_->AddQuantized(std::move(stored), shape, dtype_)
+                               : MakeQuantizedWeight(std::move(stored), shape, dtype_);
+  }
+  weights_.NoteMatrix(name, frozen);
+  return frozen;
+}
+
 void PartLoader::Count(const FrozenLinear& linear) {
   parameters_ += linear.parameters();
   bytes_ += linear.bytes();
@@ -68,13 +96,13 @@ absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_
     *linear = FrozenLinear(std::make_shared<TrainedMatrix>(leaf, dtype_), shift_leaf, 0);
     return absl::OkStatus();
   }
-  GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight, Load(name + ".weight", {out, in}));
+  GRAFT_ASSIGN_OR_RETURN(torch::Tensor weight,
+                         weights_.Load(name + ".weight", {out, in}, MatrixType()));
   torch::Tensor shift;
   if (bias) {
     GRAFT_ASSIGN_OR_RETURN(shift, Load(name + ".bias", {out}));
   }
-  *linear = FrozenLinear(MakeFrozenWeight(std::move(weight), FrozenUse::kProducts), shift);
-  weights_.NoteMatrix(name + ".weight", linear->shared_weight());
+  *linear = FrozenLinear(Freeze(name + ".weight", std::move(weight)), shift);
   Count(*linear);
   return absl::OkStatus();
 }
@@ -93,13 +121,12 @@ absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_
     }
     return absl::OkStatus();
   }
-  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor weight, Load(name + ".weight", {in, out}));
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor weight,
+                         weights_.Load(name + ".weight", {in, out}, MatrixType()));
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor bias, Load(name + ".bias", {out}));
   for (FrozenLinear* linear : linears) {
-    *linear =
-        FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t(), FrozenUse::kProducts),
-                     bias.narrow(0, begin, part));
-    weights_.NoteMatrix(name + ".weight", linear->shared_weight());
+    *linear = FrozenLinear(Freeze(name + ".weight", weight.narrow(1, begin, part).t()),
+                           bias.narrow(0, begin, part));
     Count(*linear);
     begin += part;
   }
@@ -129,6 +156,16 @@ absl::Status PartLoader::LoadTable(const std::string& name, int64_t rows, int64_
   weights_.NoteMatrix(name + ".weight", *table);
   parameters_ += rows * width;
   bytes_ += (*table)->bytes();
+  return absl::OkStatus();
+}
+
+absl::Status LayerStack::LoadLayers(PartLoader& loader,
+                                    const std::function<absl::Status(int, size_t)>& load) const {
+  for (int i = 0; i < range_.num_layers; ++i) {
+    loader.BeginLayer(range_.first_layer + i);
+    GRAFT_RETURN_IF_ERROR(load(range_.first_layer + i, static_cast<size_t>(i)));
+    loader.EndLayer();
+  }
   return absl::OkStatus();
 }
 

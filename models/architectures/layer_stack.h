@@ -11,6 +11,7 @@
 #include "models/backbone.h"
 #include "models/layers/attention.h"
 #include "models/layers/frozen_linear.h"
+#include "models/layers/gathered_weight.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/norm.h"
 #include "models/weights/weight_source.h"
@@ -22,7 +23,15 @@ namespace graft::models {
 class PartLoader {
  public:
   PartLoader(WeightSource& weights, const BackboneOptions& options)
-      : weights_(weights), dtype_(options.dtype), train_(options.train_weights) {}
+      : weights_(weights),
+        dtype_(options.dtype),
+        train_(options.train_weights),
+        quantize_(options.quantize),
+        memory_(options.layer_memory) {}
+
+  // Around the parts of one layer: with options.layer_memory its matrices are kept there.
+  void BeginLayer(int layer);
+  void EndLayer();
 
   // {name}.weight (out, in) and, where there is one, {name}.bias (out).
   absl::Status LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
@@ -41,6 +50,7 @@ class PartLoader {
 
   int64_t parameters() const { return parameters_; }
   int64_t bytes() const { return bytes_; }
+  const QuantizationReport& quantization() const { return quantization_; }
   // With train_weights, in the order of loading.
   std::vector<std::pair<std::string, torch::Tensor>> TakeTrained() { return std::move(trained_); }
 
@@ -50,11 +60,21 @@ class PartLoader {
                                          const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> LoadVector(const std::string& name, int64_t width);
+  // Of a layer's frozen matrix: what Freeze wants.
+  torch::Dtype MatrixType() const {
+    return quantize_ == Quantization::kNone ? dtype_ : torch::kFloat32;
+  }
+  // In the form and the place that the options ask for.
+  std::shared_ptr<const FrozenWeight> Freeze(const std::string& name, torch::Tensor weight);
   void Count(const FrozenLinear& linear);
 
   WeightSource& weights_;
   torch::Dtype dtype_;
   bool train_;
+  Quantization quantize_;
+  QuantizationReport quantization_;
+  std::shared_ptr<LayerMemory> memory_;
+  std::unique_ptr<LayerPacker> layer_;  // between BeginLayer and EndLayer
   std::vector<std::pair<std::string, torch::Tensor>> trained_;
   int64_t parameters_ = 0, bytes_ = 0;
 };
@@ -85,6 +105,9 @@ class LayerStack : public Backbone {
   // Layers [begin, end) of the range.
   torch::Tensor RunLayers(torch::Tensor h, size_t begin, size_t end, SiteContext& context,
                           KvCache* cache, const LayerBody& body) const;
+  // Loads the layers of the range, one after the other: load(number in the model, in the range).
+  absl::Status LoadLayers(PartLoader& loader,
+                          const std::function<absl::Status(int, size_t)>& load) const;
   // The state that stands for each sample, (S, D). Here: its last row, behind the final norm.
   virtual torch::Tensor Pool(const torch::Tensor& h, const MicroBatch& batch) const;
   // A linear with the hooks of its site.
@@ -105,6 +128,7 @@ class LayerStack : public Backbone {
   void TakeCounts(PartLoader& loader) {
     parameters_ = loader.parameters();
     bytes_ = loader.bytes();
+    quantization_ = loader.quantization();
     trained_weights_ = loader.TakeTrained();
   }
 

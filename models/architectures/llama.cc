@@ -125,9 +125,8 @@ absl::Status Llama::Load(WeightSource& weights) {
                                            &embedding_, config_.pad_token_id.value_or(-1)));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    GRAFT_RETURN_IF_ERROR(LoadLayer(loader, range_.first_layer + static_cast<int>(i), &layers_[i]));
-  }
+  GRAFT_RETURN_IF_ERROR(LoadLayers(
+      loader, [&](int index, size_t i) { return LoadLayer(loader, index, &layers_[i]); }));
   if (range_.head) {
     GRAFT_RETURN_IF_ERROR(
         loader.LoadNorm("model.norm", config_.hidden_size, false, config_.norm_eps, &head_.norm));

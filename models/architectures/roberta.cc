@@ -119,9 +119,8 @@ absl::Status Roberta::Load(WeightSource& weights) {
   PartLoader loader(weights, options_);
   if (range_.embed) GRAFT_RETURN_IF_ERROR(LoadEmbeddings(loader));
   layers_.resize(static_cast<size_t>(range_.num_layers));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    GRAFT_RETURN_IF_ERROR(LoadLayer(loader, range_.first_layer + static_cast<int>(i), &layers_[i]));
-  }
+  GRAFT_RETURN_IF_ERROR(LoadLayers(
+      loader, [&](int index, size_t i) { return LoadLayer(loader, index, &layers_[i]); }));
   TakeCounts(loader);
   return absl::OkStatus();
 }

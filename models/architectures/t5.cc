@@ -275,9 +275,8 @@ absl::Status T5::Load(WeightSource& weights) {
                                            FrozenUse::kProductsAndLookup, &embedding_));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    GRAFT_RETURN_IF_ERROR(LoadLayer(loader, range_.first_layer + static_cast<int>(i), &layers_[i]));
-  }
+  GRAFT_RETURN_IF_ERROR(LoadLayers(
+      loader, [&](int index, size_t i) { return LoadLayer(loader, index, &layers_[i]); }));
   const size_t encoder_layers = num_encoder_layers();
   if (encoder_layers > 0) GRAFT_RETURN_IF_ERROR(LoadBias(loader, false, &encoder_bias_));
   if (encoder_layers < layers_.size()) {

@@ -253,10 +253,10 @@ bool PacksWeights(torch::Dtype dtype) {
 }
 
 std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight, FrozenUse use) {
-  if (weight.is_cpu() && PacksWeights(weight.scalar_type())) {
+  if (use != FrozenUse::kPassing && weight.is_cpu() && PacksWeights(weight.scalar_type())) {
     return std::make_shared<PackedWeight>(std::move(weight), use);
   }
-  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16) {
+  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && !HasFastBFloat16()) {
     return std::make_shared<UpcastWeight>(std::move(weight));
   }
   return std::make_shared<PlainWeight>(std::move(weight));

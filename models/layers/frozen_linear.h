@@ -48,6 +48,7 @@ class FrozenWeight {
 enum class FrozenUse {
   kProducts,           // Multiply and MultiplyTransposed only
   kProductsAndLookup,  // Rows too: the matrix stays as it is stored
+  kPassing,            // a few products, then it is gone: never packed
 };
 
 // Picks the fastest form for this processor. On CPUs the matrix is packed once for each direction,

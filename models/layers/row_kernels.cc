@@ -4,13 +4,7 @@
 #include <cmath>
 #include <limits>
 
-// One body, three instruction sets; the loader picks. Reductions name their lanes with `omp simd`,
-// so that they vectorise without -ffast-math and their order is fixed for an instruction set.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
-#define GRAFT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define GRAFT_CLONES
-#endif
+#include "base/vector_clones.h"
 
 namespace graft::models::rows {
 namespace {

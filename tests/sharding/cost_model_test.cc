@@ -134,6 +134,32 @@ TEST(CostModel, MemoryOfOneRank) {
   EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576 + 49152 * 576));
 }
 
+TEST(CostModel, QuantisedAndSharedMatrices) {
+  const models::ModelConfig llama = Llama2_7B();
+  RankPart part;
+  part.layers = 32;
+  part.embed = part.head = true;
+  MemoryShape shape;
+  shape.element_bytes = 2;
+  shape.packed_twice = true;
+  const double layers = 32.0 * static_cast<double>(LayerMatmulParameters(llama)),
+               head = static_cast<double>(HeadMatmulParameters(llama));
+  // Embedding, head in both packed forms, norms.
+  const double rest = 2.0 * (3 * head + 65 * 4096);
+  EXPECT_NEAR(MemoryOfRank(llama, part, shape).frozen, 2 * 2 * layers + rest, 1);
+  shape.quantize = models::Quantization::kNf4;
+  EXPECT_NEAR(MemoryOfRank(llama, part, shape).frozen, 0.51587 * layers + rest, 1e-4 * layers);
+  shape.quantize = models::Quantization::kInt8;
+  EXPECT_NEAR(MemoryOfRank(llama, part, shape).frozen, 1.0008 * layers + rest, 1e-3 * layers);
+  EXPECT_EQ(MemoryOfRank(llama, part, shape).gathered, 0);
+
+  shape.quantize = models::Quantization::kNone;
+  shape.shards = 4;
+  const RankMemory shared = MemoryOfRank(llama, part, shape);
+  EXPECT_NEAR(shared.frozen, 2 * layers / 4 + rest, 1);
+  EXPECT_NEAR(shared.gathered, 2 * 2 * layers / 32, 1);
+}
+
 TEST(CostModel, Traffic) {
   const int64_t parameters = LoraParameters(Llama2_7B(), 16);
   EXPECT_NEAR(4.0 * static_cast<double>(parameters), 160e6, 0.5e6);

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "models/layers/quantized_weight.h"
 #include "tests/testing/status_matchers.h"
 
 namespace graft::trainer {
@@ -73,6 +74,21 @@ TEST(FrozenWatchTest, APackedMatrixIsWatchedFromItsPackingOn) {
   }
   EXPECT_THAT(watch.CheckAll(), IsOk());
   EXPECT_TRUE(at::equal(matrix->Multiply(x, torch::kFloat32), y));
+}
+
+TEST(FrozenWatchTest, AQuantisedMatrixIsWatchedInItsBits) {
+  double error = 0;
+  const torch::Tensor stored =
+      models::QuantizeMatrix(at::randn({8, 64}), models::Quantization::kNf4, &error);
+  const auto matrix =
+      models::MakeQuantizedWeight(stored, {models::Quantization::kNf4, 8, 64}, torch::kFloat32);
+  DerivedWeights derived;
+  derived.matrices.emplace_back("layers.0.q.weight", matrix);
+  FrozenWatch watch({}, derived);
+  EXPECT_EQ(watch.bytes(), matrix->bytes());
+  EXPECT_THAT(watch.CheckAll(), IsOk());
+  FlipOneBit(stored, 100);
+  EXPECT_THAT(watch.CheckAll(), FailsWith(ErrorKind::kBug, "`layers.0.q.weight` (packed)"));
 }
 
 TEST(FrozenWatchTest, ACopyOfAnotherTypeIsWatched) {

@@ -103,6 +103,7 @@ absl::Status CheckSelection(const ScoreSection& score) {
 
 absl::Status CheckRecipe(const Recipe& recipe) {
   GRAFT_RETURN_IF_ERROR(CheckSupported(recipe));
+  GRAFT_RETURN_IF_ERROR(CheckWholeWeights(recipe, "score"));
   GRAFT_RETURN_IF_ERROR(RequireKeys(recipe, {"model"}, "score"));
   if (recipe.task.type == "seq2seq") {
     return RecipeError(
@@ -171,13 +172,17 @@ class Scorer {
       task_.tokens.push_back(data_->total_tokens(i));
       task_.trained_tokens.push_back(data_->trained_tokens(i));
     }
-    task_.grid = {recipe_.model.dtype, recipe_.parallel.threads, recipe_.score.shard_samples,
+    // What the numbers of a score depend on.
+    const std::string dtype = recipe_.model.quantize == "none"
+                                  ? recipe_.model.dtype
+                                  : absl::StrCat(recipe_.model.dtype, " ", recipe_.model.quantize);
+    task_.grid = {dtype, recipe_.parallel.threads, recipe_.score.shard_samples,
                   recipe_.score.layer_block, recipe_.score.micro_batch};
     facts_ = {.model_fingerprint = {},
               .adapter_fingerprint = {},
               .data_fingerprint = data_->fingerprint(),
               .score = absl::StrCat(task_.method, only_),
-              .dtype = recipe_.model.dtype,
+              .dtype = dtype,
               .threads = recipe_.parallel.threads};
     const std::vector<WatchedTensor> none;
     GRAFT_ASSIGN_OR_RETURN(
