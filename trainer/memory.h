@@ -1,13 +1,18 @@
-// The memory of this process: its largest size so far, as metrics report it, and how freed blocks are
-// kept. Used by the trainer and by main.
+// The memory of this process: its largest size so far, as metrics report it, and how freed blocks
+// are kept. Used by the trainer and by main.
 #pragma once
 
 #include <cstdint>
 
 namespace graft::trainer {
 
-// Bytes of the resident set, mapped pages included.
+// Bytes of the resident set, mapped pages included: the largest so far, and now.
 int64_t PeakResidentBytes();
+int64_t ResidentBytes();
+
+// What the program has of its own besides model and data, for a prediction: what it has now, when
+// neither is loaded, and what it will touch of its libraries when it computes.
+int64_t ProgramBytes();
 
 // From now on large freed blocks stay in this process for the next step. Given back to the system,
 // as malloc does by default, every step pays again for a page fault per 4 KiB of activations.

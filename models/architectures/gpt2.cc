@@ -71,6 +71,7 @@ torch::Tensor Gpt2::Forward(const Layer& layer, torch::Tensor x, SiteContext& co
 }
 
 absl::Status Gpt2::LoadLayer(PartLoader& loader, int index, Layer* layer) {
+  loader.BeginLayer(index);
   const std::string prefix = LayerName(index);
   const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
   GRAFT_RETURN_IF_ERROR(

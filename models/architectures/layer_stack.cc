@@ -52,7 +52,10 @@ absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, in
   return vector;
 }
 
-void PartLoader::Count(const FrozenLinear& linear) {
+void PartLoader::Finish(const std::string& name, const FrozenLinear& linear) {
+  weights_.NoteMatrix(name + ".weight", linear.shared_weight());
+  if (first_trained_layer_ != std::numeric_limits<int>::max())
+    linear.weight().Prepare(/*transposed=*/layer_ >= first_trained_layer_);
   parameters_ += linear.parameters();
   bytes_ += linear.bytes();
 }
@@ -74,8 +77,7 @@ absl::Status PartLoader::LoadLinear(const std::string& name, int64_t out, int64_
     GRAFT_ASSIGN_OR_RETURN(shift, Load(name + ".bias", {out}));
   }
   *linear = FrozenLinear(MakeFrozenWeight(std::move(weight), FrozenUse::kProducts), shift);
-  weights_.NoteMatrix(name + ".weight", linear->shared_weight());
-  Count(*linear);
+  Finish(name, *linear);
   return absl::OkStatus();
 }
 
@@ -99,8 +101,7 @@ absl::Status PartLoader::LoadConv1D(const std::string& name, int64_t out, int64_
     *linear =
         FrozenLinear(MakeFrozenWeight(weight.narrow(1, begin, part).t(), FrozenUse::kProducts),
                      bias.narrow(0, begin, part));
-    weights_.NoteMatrix(name + ".weight", linear->shared_weight());
-    Count(*linear);
+    Finish(name, *linear);
     begin += part;
   }
   return absl::OkStatus();
@@ -215,6 +216,8 @@ absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& n
     GRAFT_RETURN_IF_ERROR(loader.LoadTable(name, config_.vocab_size, config_.hidden_size,
                                            FrozenUse::kProducts, &projection));
   }
+  if (options_.first_trained_layer != std::numeric_limits<int>::max())
+    projection->Prepare(/*transposed=*/true);
   head_.projection = FrozenLinear(projection, torch::Tensor());
   return absl::OkStatus();
 }

@@ -22,7 +22,13 @@ namespace graft::models {
 class PartLoader {
  public:
   PartLoader(WeightSource& weights, const BackboneOptions& options)
-      : weights_(weights), dtype_(options.dtype), train_(options.train_weights) {}
+      : weights_(weights),
+        dtype_(options.dtype),
+        train_(options.train_weights),
+        first_trained_layer_(options.first_trained_layer) {}
+
+  // What is loaded from now on belongs to this layer.
+  void BeginLayer(int layer) { layer_ = layer; }
 
   // {name}.weight (out, in) and, where there is one, {name}.bias (out).
   absl::Status LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
@@ -50,11 +56,13 @@ class PartLoader {
                                          const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> LoadVector(const std::string& name, int64_t width);
-  void Count(const FrozenLinear& linear);
+  void Finish(const std::string& name, const FrozenLinear& linear);
 
   WeightSource& weights_;
   torch::Dtype dtype_;
   bool train_;
+  int first_trained_layer_;
+  int layer_ = 0;
   std::vector<std::pair<std::string, torch::Tensor>> trained_;
   int64_t parameters_ = 0, bytes_ = 0;
 };

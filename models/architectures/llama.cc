@@ -103,6 +103,7 @@ torch::Tensor Llama::Forward(const Layer& layer, torch::Tensor x, const RopeAngl
 }
 
 absl::Status Llama::LoadLayer(PartLoader& loader, int index, Layer* layer) {
+  loader.BeginLayer(index);
   const std::string prefix = LayerName(index);
   GRAFT_RETURN_IF_ERROR(loader.LoadNorm(prefix + ".input_layernorm", config_.hidden_size, false,
                                         config_.norm_eps, &layer->attention_norm));

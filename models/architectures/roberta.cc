@@ -98,6 +98,7 @@ absl::Status Roberta::LoadEmbeddings(PartLoader& loader) {
 }
 
 absl::Status Roberta::LoadLayer(PartLoader& loader, int index, Layer* layer) {
+  loader.BeginLayer(index);
   const std::string prefix = LayerName(index);
   const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
   const auto linear = [&](const char* name, int64_t out, int64_t in, FrozenLinear* into) {

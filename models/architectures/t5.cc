@@ -222,6 +222,7 @@ torch::Tensor T5::FeedForward(const Layer& layer, const torch::Tensor& x,
 }
 
 absl::Status T5::LoadLayer(PartLoader& loader, int index, Layer* layer) const {
+  loader.BeginLayer(index);
   const std::string prefix = LayerName(config_, index);
   const bool decoder = IsDecoder(config_, index);
   GRAFT_RETURN_IF_ERROR(LoadNorm(loader, prefix + ".layer.0.layer_norm", &layer->attention_norm));
