@@ -15,7 +15,9 @@ int64_t ResidentBytes();
 int64_t ProgramBytes();
 
 // From now on large freed blocks stay in this process for the next step. Given back to the system,
-// as malloc does by default, every step pays again for a page fault per 4 KiB of activations.
+// as malloc does by default, every step pays again for a page fault per 4 KiB of activations. For
+// such a heap to stay as small as what lives in it, a freed tensor's block must fit the next tensor
+// of its size: LibTorch's CPU tensors are allocated so from now on. Before the first tensor.
 void KeepFreedMemory();
 
 }  // namespace graft::trainer
