@@ -21,6 +21,8 @@ constexpr Field kSums[] = {
     &ControlVector::saves_done,
     &ControlVector::saves_failed,
     &ControlVector::compute_seconds,
+    &ControlVector::model_flop,
+    &ControlVector::hardware_flop,
 };
 constexpr Field kMaxima[] = {
     &ControlVector::error_code,

@@ -40,6 +40,7 @@ struct ControlVector {
   double saves_done = 0;
   double saves_failed = 0;
   double compute_seconds = 0;
+  double model_flop = 0, hardware_flop = 0;  // of the step; last stages only
   // Largest over the ranks.
   double error_code = 0;  // of a recoverable error, 0 = none
   double peak_memory_bytes = 0;

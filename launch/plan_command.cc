@@ -7,12 +7,13 @@
 
 #include "base/status.h"
 #include "launch/commands.h"
-#include "models/layers/frozen_linear.h"
 #include "sharding/plan_report.h"
 #include "sharding/save_advice.h"
 #include "trainer/data/dataset.h"
 #include "trainer/loaded_model.h"
+#include "trainer/memory.h"
 #include "trainer/open_data.h"
+#include "trainer/run_estimate.h"
 #include "trainer/stopwatch.h"
 #include "trainer/summary.h"
 #include "trainer/threads.h"
@@ -65,24 +66,9 @@ absl::Status PlanCommand(CommandContext& context) {
   GRAFT_ASSIGN_OR_RETURN(const sharding::Plan plan,
                          trainer::MakeRecipePlan(recipe, config, adapter, shape));
   trainer::SetUpThreads(context.world.all(), recipe.parallel.threads);
-  const torch::Dtype dtype = trainer::RecipeDtype(recipe);
-  sharding::PlanWork work;
-  GRAFT_ASSIGN_OR_RETURN(work.schedule, sharding::ParseSchedule(recipe.parallel.schedule));
-  work.data = static_cast<int>(recipe.parallel.data);
-  const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
-  work.micro_batches =
-      static_cast<int>((share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch);
-  work.sequence_length = shape.sequence_length;
-  work.micro_batch_tokens = recipe.optim.micro_batch * shape.sequence_length;
-  work.head_share = shape.head_share;
-  work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
-  work.recompute = recipe.model.recompute == "layer";
-  work.packed_twice = models::PacksWeights(dtype);
-  work.quantize = models::ParseQuantization(recipe.model.quantize);
-  work.shard_weights = recipe.parallel.shard_weights;
-  work.trains_backbone = adapter.method->trains_backbone();
-  work.encoder_parameters = trainer::FrozenEncoderParameters(*adapter.method);
-  work.flop_per_second = MeasureFlopPerSecond(config, dtype);
+  GRAFT_ASSIGN_OR_RETURN(sharding::PlanWork work, trainer::PlanWorkOf(recipe, adapter, shape));
+  work.base_bytes = static_cast<double>(trainer::ProgramBytes());
+  work.flop_per_second = MeasureFlopPerSecond(config, trainer::RecipeDtype(recipe));
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(config, plan, work));
   const int64_t trainable = adapter.method->CountParameters(adapter.matched);

@@ -2,6 +2,7 @@
 // Sharding decides the range; architectures/ implement it; hooks of the site table edit it.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,8 @@ struct BackboneOptions {
   bool train_weights = false;             // method `full`: the weights are float32 leaves (trained_weights()), computed with in `dtype`
   Quantization quantize = Quantization::kNone;  // of the layers' matrices; embeddings and head stay in `dtype`, norms and biases too
   std::shared_ptr<LayerMemory> layer_memory;    // null: this rank has its layers' matrices whole
+  // Weights are made ready for training as they are loaded, those of layers from here on for the backward pass too; INT_MAX: on first use.
+  int first_trained_layer = std::numeric_limits<int>::max();
   bool language_head = true;              // false: a task head stands at the end, the projection to the vocabulary is not loaded
 };
 

@@ -58,10 +58,28 @@ LayerFlop FlopOf(const ModelConfig& config, int64_t layer, int64_t sequence_leng
           target * (2.0 * s * target + 4.0 * s * source) * width};
 }
 
+// What autograd's own operators keep of a layer beyond that, for one token: the input of
+// `ffn.down`, and of each norm the result; of RMSNorm the input in float32 and the quotient too.
+double KeptByAutograd(const ModelConfig& config, int64_t element_bytes) {
+  const auto element = static_cast<double>(element_bytes);
+  const auto width = static_cast<double>(config.hidden_size);
+  double norm = element * width;
+  if (!config.layer_norm) norm += element * width + (element_bytes < 4 ? 4.0 * width : 0.0);
+  return element * static_cast<double>(config.intermediate_size) + 2.0 * norm;
+}
+
+// The widest moment of a layer's backward pass, for one token: gradients of the FFN's inner states
+// and the state rebuilt from them, of its input by each matrix, and of the residual stream.
+double LayerWorkspace(const ModelConfig& config, int64_t element_bytes) {
+  return static_cast<double>(element_bytes) * 4.0 *
+         static_cast<double>(config.intermediate_size + config.hidden_size);
+}
+
 // Bytes that a layer keeps for its backward pass, for one token of the micro-batch.
 double KeptBytes(const ModelConfig& config, bool decoder, const MemoryShape& shape) {
   const double lean =
-      static_cast<double>(LeanElementBytes(config, shape.element_bytes) + StatisticsBytes(config));
+      static_cast<double>(LeanElementBytes(config, shape.element_bytes) + StatisticsBytes(config)) +
+      (shape.trains_backbone ? KeptByAutograd(config, shape.element_bytes) : 0.0);
   if (!config.has_encoder()) return lean;
   const double source = 1.0 - shape.head_share, target = shape.head_share;
   if (!decoder) return source * lean;
@@ -145,13 +163,19 @@ double LayerBackwardFlop(const ModelConfig& config, int64_t layer, int64_t seque
 }
 
 double TrainingFlopPerToken(const ModelConfig& config, const WorkShape& work) {
-  double flop = 4.0 * static_cast<double>(HeadMatmulParameters(config)) * work.head_share +
-                6.0 * static_cast<double>(work.adapter_parameters);
+  // A trained matrix adds the product that is its gradient.
+  const double of_weights = work.trains_backbone ? 2.0 : 0.0;
+  double flop = 6.0 * static_cast<double>(work.adapter_parameters);
+  if (work.language_head) {
+    flop +=
+        (4.0 + of_weights) * static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
+  }
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const double forward = LayerForwardFlop(config, i, work.sequence_length, work.head_share);
     flop += forward;
     if (i < work.first_trained_layer) continue;
     flop += LayerBackwardFlop(config, i, work.sequence_length, work.head_share) +
+            of_weights * static_cast<double>(LayerMatmulParameters(config, i)) +
             (work.recompute ? forward : 0.0);
   }
   return flop;
@@ -178,6 +202,7 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   const double tokens = static_cast<double>(shape.micro_batch_tokens);
   const double width = static_cast<double>(config.hidden_size);
   RankMemory memory;
+  memory.base = shape.base_bytes;
 
   // Layers of one kind are alike but for a bias table and a norm, which count as those of layer 0.
   const int64_t a_decoder = config.num_layers - 1;
@@ -192,7 +217,6 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   const bool stored = shape.shards > 1 || shape.quantize != models::Quantization::kNone;
   const double of_layers =
       of_kinds(LayerMatrixBytes(config, shape), LayerMatrixBytes(config, shape, a_decoder));
-  memory.frozen = of_layers * (shape.packed_twice && !stored ? 2 : 1) / shape.shards;
   if (shape.shards > 1) {
     memory.gathered =
         std::min(2, part.layers) *
@@ -203,11 +227,17 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
   // A tied table that this rank has already loaded for the embedding is there once, unless its
   // products have a form of their own; a task head counts with the adapter.
   const bool shares_table = part.embed && config.tie_word_embeddings && !shape.packed_twice;
-  if (part.head && config.causal && !shares_table) {
-    other += static_cast<double>(HeadMatmulParameters(config)) * (shape.packed_twice ? 2 : 1);
-  }
+  const bool projects = part.head && config.causal && shape.language_head;
+  const double head =
+      projects && !shares_table ? static_cast<double>(HeadMatmulParameters(config)) : 0.0;
   if (part.head && config.causal) other += static_cast<double>(NormParameters(config));
-  memory.frozen += element * other;
+  const int copies = shape.packed_twice ? 2 : 1;
+  if (!shape.trains_backbone) {
+    memory.frozen =
+        of_layers * (stored ? 1 : copies) / shape.shards + element * (head * copies + other);
+  } else if (shape.element_bytes < 4) {
+    memory.frozen = element * (matmul + head);  // the matrices as a pass computes with them
+  }
 
   memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);
 
@@ -223,12 +253,18 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
                          (trained_first * first + part.trained_decoder_layers * decoder);
   }
   if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
-  if (part.head && config.causal) {
+  if (projects) {
     const int64_t positions =
         std::min(kLossChunkPositions,
                  kLossChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))));
     memory.head = static_cast<double>(std::max<int64_t>(positions, 1) * config.vocab_size *
                                       (shape.element_bytes + 4));
+    // The gradient of the projection is made beside the loss.
+    if (shape.trains_backbone)
+      memory.head += 4.0 * static_cast<double>(HeadMatmulParameters(config));
+  }
+  if (part.trained_layers > 0) {
+    memory.workspace = tokens * LayerWorkspace(config, shape.element_bytes);
   }
   return memory;
 }

@@ -43,6 +43,8 @@ struct WorkShape {
   int first_trained_layer = 0;     // layers below it run forward only
   double head_share = 1.0;         // supervised share s of the positions
   bool recompute = false;          // each trained layer runs forward twice
+  bool trains_backbone = false;    // gradients of its weights too; they are no adapter_parameters
+  bool language_head = true;       // projection to the vocabulary; else a task's own small head
 };
 // FLOP of one training step per token. Summed over layers and head, so that a frozen prefix leaves
 // out exactly its own backward and a recomputation its own forward; the head is never recomputed
@@ -76,14 +78,22 @@ struct MemoryShape {
   bool recompute = false;
   bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
   models::Quantization quantize = models::Quantization::kNone;  // of the layers' matrices
-  int shards = 1;           // shard_weights: replicas that share the layers' matrices
-  bool boundaries = false;  // more than one stage
+  int shards = 1;                // shard_weights: replicas that share the layers' matrices
+  bool boundaries = false;       // more than one stage
+  bool language_head = true;     // else a task's own small head
+  bool trains_backbone = false;  // nothing frozen; layers run through autograd's own operators
+  double base_bytes = 0;         // of the program itself
 };
 
-// Bytes by purpose.
+// Bytes by purpose. `head` (a chunk of logits and its gradient, at the end of a forward pass) and
+// `workspace` (gradients inside one layer, in a backward pass) do not exist at the same time.
 struct RankMemory {
-  double frozen = 0, gathered = 0, adapters = 0, activations = 0, boundaries = 0, head = 0;
-  double total() const { return frozen + gathered + adapters + activations + boundaries + head; }
+  double base = 0, frozen = 0, gathered = 0, adapters = 0, activations = 0, boundaries = 0,
+         head = 0, workspace = 0;
+  double temporary() const { return head > workspace ? head : workspace; }
+  double total() const {
+    return base + frozen + gathered + adapters + activations + boundaries + temporary();
+  }
 };
 // Of one layer's matrices as they are stored, whole and once.
 double LayerMatrixBytes(const models::ModelConfig& config, const MemoryShape& shape,

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "comm/monotonic.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/task_loss.h"
 #include "sharding/frozen_shards.h"
@@ -84,6 +85,7 @@ class Executor::Run {
     const double blocked_before = transfers_.blocked_seconds(), gathering_before = Gathering();
     transfers_.BeginStep(micro_batches_.empty() ? 0 : micro_batches_[0].step);
     begin_ = Clock::now();
+    result_.begin_ns = comm::MonotonicNanos();
     for (size_t i = 0; i < ops_.size(); ++i) {
       PostReceives(i);
       if (ops_[i].pass == Pass::kForward) {

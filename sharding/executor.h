@@ -48,6 +48,7 @@ struct StepResult {
   // Evaluation, last stage, of each micro-batch. A task with labels: the head's outputs (samples,
   // C). Else (targets) bool: whether the model would say the target.
   std::vector<torch::Tensor> outputs;
+  int64_t begin_ns = 0;        // of the step on this rank, comm::MonotonicNanos
   double compute_seconds = 0;  // inside operations, without waiting
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;

@@ -21,7 +21,10 @@ PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const Stage
   const double tokens = static_cast<double>(work.micro_batch_tokens);
   // Weights of the backbone that are trained add a product with their input in the backward pass.
   const double adapters =
-      work.trains_backbone ? 0.0 : static_cast<double>(part.trainable_parameters);
+      work.trains_backbone
+          ? 0.0
+          : static_cast<double>(part.trainable_parameters -
+                                (part.embed ? work.trained_encoder_parameters : 0));
   const double weight_gradients = work.trains_backbone ? 2.0 : 0.0;
   PartWork flop;
   flop.forward = 2.0 * adapters;
@@ -35,12 +38,16 @@ PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const Stage
     if (work.recompute) flop.backward += forward;
   }
   // The loss makes the hidden state's gradient in the forward pass.
-  if (part.head) {
+  if (part.head && work.language_head) {
     flop.forward += ((part.backward ? 4.0 : 2.0) + weight_gradients) *
                     static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
   }
   flop.forward *= tokens;
   flop.backward *= tokens;
+  if (part.embed) {
+    flop.forward += work.encoder_forward_flop;
+    flop.backward += work.encoder_backward_flop;
+  }
   return flop;
 }
 
@@ -109,6 +116,12 @@ std::string Bytes(double bytes) { return FormatBytes(static_cast<int64_t>(bytes)
 
 }  // namespace
 
+double PlanEstimate::LargestMemory() const {
+  double largest = 0;
+  for (const StageEstimate& stage : stages) largest = std::max(largest, stage.memory.total());
+  return largest;
+}
+
 absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, const Plan& plan,
                                           const PlanWork& work) {
   SimulationInput input;
@@ -140,6 +153,9 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   shape.packed_twice = work.packed_twice;
   shape.quantize = work.quantize;
   shape.shards = work.shard_weights ? work.data : 1;
+  shape.language_head = work.language_head;
+  shape.trains_backbone = work.trains_backbone;
+  shape.base_bytes = work.base_bytes;
   shape.boundaries = plan.stages > 1;
   for (int index = 0; index < plan.stages; ++index) {
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
@@ -148,15 +164,13 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
     if (work.shard_weights) {
       stage.received_weight_bytes = ReceivedWeightBytes(config, plan, work, shape, index);
     }
-    if (work.trains_backbone) {
-      stage.memory.frozen = 0;
-    } else {
-      stage.frozen_parameters = FrozenParameters(config, plan, index);
-    }
+    if (!work.trains_backbone) stage.frozen_parameters = FrozenParameters(config, plan, index);
     if (index == plan.parts.front().stage) {
-      // It has no backward pass, hence no weights packed for one.
+      // A frozen one has no backward pass: its matrices are packed once, beside the stored ones.
       stage.frozen_parameters += work.encoder_parameters;
-      stage.memory.frozen += static_cast<double>(work.encoder_parameters * work.element_bytes);
+      const int64_t packed = work.packed_twice ? work.encoder_packed_parameters : 0;
+      stage.memory.frozen +=
+          static_cast<double>((work.encoder_parameters + packed) * work.element_bytes);
     }
     estimate.step_flop += work.data * stage.flop;
   }
@@ -175,18 +189,19 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
       work.data, plan.stages, ScheduleName(work.schedule),
       plan.chunks > 1 ? absl::StrCat(" with ", plan.chunks, " chunks") : "", work.micro_batches,
       work.micro_batch_tokens);
-  absl::StrAppendFormat(&text, "%-6s %-22s %12s %12s %10s %10s %10s %10s %10s %10s %6s\n", "stage",
-                        "layers", "frozen", "trainable", "weights", "adapters", "activ.", "buffers",
-                        "head", "total", "cost");
+  absl::StrAppendFormat(&text, "%-6s %-22s %12s %12s %10s %10s %10s %10s %10s %10s %10s %6s\n",
+                        "stage", "layers", "frozen", "trainable", "program", "weights", "adapters",
+                        "activ.", "buffers", "temporary", "total", "cost");
   int64_t trainable = 0;
   for (int index = 0; index < plan.stages; ++index) {
     const StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     const RankMemory& memory = stage.memory;
     trainable += stage.trainable_parameters;
-    absl::StrAppendFormat(&text, "%-6d %-22s %12d %12d %10s %10s %10s %10s %10s %10s %6.2f\n",
+    absl::StrAppendFormat(&text, "%-6d %-22s %12d %12d %10s %10s %10s %10s %10s %10s %10s %6.2f\n",
                           index, LayersText(plan, index), stage.frozen_parameters,
-                          stage.trainable_parameters, Bytes(memory.frozen), Bytes(memory.adapters),
-                          Bytes(memory.activations), Bytes(memory.boundaries), Bytes(memory.head),
+                          stage.trainable_parameters, Bytes(memory.base), Bytes(memory.frozen),
+                          Bytes(memory.adapters), Bytes(memory.activations),
+                          Bytes(memory.boundaries), Bytes(memory.temporary()),
                           Bytes(memory.total()), plan.StageCost(index));
   }
   const int64_t total = LayersParameters(config, 0, config.num_layers) +

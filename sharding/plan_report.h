@@ -27,9 +27,16 @@ struct PlanWork {
   bool packed_twice = false;
   models::Quantization quantize = models::Quantization::kNone;
   bool shard_weights = false;
-  int64_t encoder_parameters = 0;  // of a frozen prompt encoder, on the stage of the embedding
-  bool trains_backbone = false;    // the backbone's weights are what is trained, none is frozen
-  double flop_per_second = 0;      // of one rank; 0 = unknown: no times
+  bool language_head = true;  // else a task's own small head
+  // A prompt encoder on the stage of the embedding: frozen parameters, or those of `trainable` that
+  // are its own, and its FLOP for one micro-batch.
+  int64_t encoder_parameters = 0;
+  int64_t encoder_packed_parameters = 0;  // of the frozen ones, those also packed for products
+  int64_t trained_encoder_parameters = 0;
+  double encoder_forward_flop = 0, encoder_backward_flop = 0;
+  bool trains_backbone = false;  // the backbone's weights are what is trained, none is frozen
+  double base_bytes = 0;         // of the program without a model
+  double flop_per_second = 0;    // of one rank; 0 = unknown: no times
 };
 
 struct StageEstimate {
@@ -47,6 +54,8 @@ struct PlanEstimate {
   double step_flop = 0;     // of all ranks
   double step_seconds = 0;  // 0 = unknown
   double flop_per_token = 0;
+  // Of the largest rank.
+  double LargestMemory() const;
 };
 
 // Error kind recipe from BuildSchedule.

@@ -118,6 +118,8 @@ struct EvalSection {
 
 struct LogSection {
   int64_t every = 1;
+  int64_t trace = 0;
+  double peak_flops = 0;
   void Visit(FieldVisitor& visitor);
 };
 

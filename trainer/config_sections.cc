@@ -124,6 +124,12 @@ void EvalSection::Visit(FieldVisitor& v) {
 
 void LogSection::Visit(FieldVisitor& v) {
   v.Int({"every", "steps between log lines; metrics.jsonl has every step"}, &every, 1, kMaxCount);
+  v.Int({"trace", "steps that <run.output>/trace/ shows, from the second one on; 0 = none"}, &trace,
+        0, 1000);
+  v.Real({"peak_flops",
+          "what a rank could compute at most, in FLOP/s, for `peft_mfu` in metrics.jsonl; 0 = "
+          "unknown"},
+         &peak_flops, 0, 1e18);
 }
 
 void WatchdogSection::Visit(FieldVisitor& v) {

@@ -238,7 +238,8 @@ torch::Dtype RecipeDtype(const Recipe& recipe) {
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& recipe,
                                                                comm::World& world,
-                                                               const WorkShape& work) {
+                                                               const WorkShape& work,
+                                                               Purpose purpose) {
   std::unique_ptr<LoadedModel> model(new LoadedModel(world));
   comm::Communicator& all = world.all();
   model->threads_ = SetUpThreads(all, recipe.parallel.threads);
@@ -248,7 +249,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe, work)));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
-  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe)));
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe, purpose)));
   model->ReportQuantization(recipe);
   if (model->method().trains_backbone()) {
     model->shared_weights_ =
@@ -277,7 +278,7 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
   return absl::OkStatus();
 }
 
-absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
+absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   const LoadingMemory while_loading;
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
                          OpenRecipeWeights(recipe, config_));
@@ -293,6 +294,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe) {
   backbone.language_head = outputs_ == 0;
   backbone.train_weights = method().trains_backbone();
   backbone.pool_first_row = method().reads_first_row();
+  if (purpose == Purpose::kTraining) backbone.first_trained_layer = plan_.first_trained_layer;
   adapters::AttachOptions attach;
   attach.seed = static_cast<uint64_t>(recipe.run.seed);
   attach.num_layers = static_cast<int>(config_.num_layers);

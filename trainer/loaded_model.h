@@ -30,6 +30,7 @@ struct WorkShape {
   int64_t sequence_length = 0;
   double head_share = 1.0;
   int64_t outputs = 0;  // of the task head: classes, 1 for regression; 0 = no head
+  int64_t encoder_length = 0;  // longest prompt in the vocabulary of a separate prompt encoder
 };
 
 // The adapter of a recipe against its model, without weights.
@@ -69,8 +70,10 @@ class LoadedModel {
   // In named steps, each of which ends with an agreement of all ranks: config, adapter, plan,
   // weights, init_from. All ranks must call; all get the same status. `world` must outlive the
   // model.
-  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(const Recipe& recipe, comm::World& world,
-                                                           const WorkShape& work);
+  enum class Purpose { kInference, kTraining };  // kTraining: weights are made ready for both passes
+  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(
+      const Recipe& recipe, comm::World& world, const WorkShape& work,
+      Purpose purpose = Purpose::kInference);
 
   comm::World& world() { return world_; }
   comm::Groups& groups() { return groups_; }
@@ -106,6 +109,7 @@ class LoadedModel {
   // Of those, in a prompt encoder that is trained too.
   int64_t encoder_parameters() const;
   int64_t total_parameters() const { return TotalParameters(config_, adapter_); }
+  const AdapterChoice& adapter_choice() const { return adapter_; }
   // adapter_config.json of this adapter on this model.
   nlohmann::json PeftConfig() const;
   // Writes what is trained of all stages to `folder`, from rank 0 of the job: an adapter folder, or
@@ -126,7 +130,7 @@ class LoadedModel {
   explicit LoadedModel(comm::World& world) : world_(world) {}
   absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
-  absl::Status LoadStage(const Recipe& recipe);
+  absl::Status LoadStage(const Recipe& recipe, Purpose purpose);
   // Collective over the pipeline; rank 0 logs.
   void ReportQuantization(const Recipe& recipe);
   // Null on other stages than the first, and without one.

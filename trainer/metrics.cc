@@ -102,6 +102,7 @@ absl::Status MetricsLog::Write(const RunRecord& record) {
                       {"head_parameters", record.head_parameters},
                       {"encoder_parameters", record.encoder_parameters},
                       {"total_parameters", record.total_parameters},
+                      {"predicted_memory_bytes", record.predicted_memory_bytes},
                       {"stages", stages}};
   if (const QuantizationRecord& quantized = record.quantization; quantized.matrices > 0) {
     json["quantization"] = {{"kind", quantized.kind},
@@ -127,7 +128,13 @@ absl::Status MetricsLog::Write(const TrainRecord& record) {
                       {"tokens_per_second", record.tokens_per_second},
                       {"peak_memory_bytes", record.peak_memory_bytes},
                       {"bubble_fraction", record.bubble_fraction},
-                      {"communication_seconds", record.communication_seconds}};
+                      {"communication_seconds", record.communication_seconds},
+                      {"model_flops_per_second", record.model_flops_per_second},
+                      {"hardware_flops_per_second", record.hardware_flops_per_second}};
+  if (record.peak_flops > 0) {
+    json["peft_mfu"] = record.model_flops_per_second / record.peak_flops;
+    json["hardware_utilization"] = record.hardware_flops_per_second / record.peak_flops;
+  }
   if (record.received_weight_bytes > 0)
     json["received_weight_bytes"] = record.received_weight_bytes;
   if (record.skipped) json["skipped"] = true;

@@ -49,6 +49,7 @@ struct RunRecord {
   int64_t head_parameters = 0;     // of those, in the task head
   int64_t encoder_parameters = 0;  // of those, in a prompt encoder
   int64_t total_parameters = 0;
+  int64_t predicted_memory_bytes = 0;  // of the largest rank, as `graft plan` computes it
   std::vector<StageRecord> stages;
   QuantizationRecord quantization;
 };
@@ -65,9 +66,12 @@ struct TrainRecord {
   double tokens_per_second = 0;
   int64_t peak_memory_bytes = 0;  // largest rank
   double bubble_fraction = 0;
-  double communication_seconds = 0;   // largest rank
-  int64_t received_weight_bytes = 0;  // shard_weights: by rank 0; written only when above 0
-  bool skipped = false;               // non-finite: no update; written only when true
+  double communication_seconds = 0;      // largest rank
+  int64_t received_weight_bytes = 0;     // shard_weights: by rank 0; written only when above 0
+  double model_flops_per_second = 0;     // whole job, what the step has to compute (cost_model.h)
+  double hardware_flops_per_second = 0;  // with what `model.recompute` computes twice
+  double peak_flops = 0;                 // of the whole job; 0 = unknown, no shares of it
+  bool skipped = false;                  // non-finite: no update; written only when true
 };
 
 struct EvalRecord {

@@ -123,6 +123,10 @@ WorkShape WorkShapeOf(const Dataset& data, int64_t row_length) {
   }
   work.head_share = static_cast<double>(info.num_trained_tokens) /
                     static_cast<double>(std::max<int64_t>(1, tokens));
+  for (int64_t i = 0; data.has_encoder_ids() && i < data.size(); ++i) {
+    work.encoder_length =
+        std::max(work.encoder_length, static_cast<int64_t>(data.at(i).encoder_ids.size()));
+  }
   if (info.kind == DataKind::kClassification)
     work.outputs = static_cast<int64_t>(info.labels.size());
   if (info.kind == DataKind::kRegression) work.outputs = 1;

@@ -20,6 +20,10 @@ std::string ProgressText(const TrainRecord& record, int64_t total_steps, double 
   std::string text =
       absl::StrFormat("step %d/%d  loss %.4f  %.0f tok/s  ETA %s", record.step, total_steps,
                       record.loss, record.tokens_per_second, DurationText(eta_seconds));
+  if (record.peak_flops > 0) {
+    absl::StrAppendFormat(&text, "  MFU %.1f %%",
+                          100.0 * record.model_flops_per_second / record.peak_flops);
+  }
   if (record.skipped) absl::StrAppend(&text, "  skipped: not finite");
   return text;
 }

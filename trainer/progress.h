@@ -9,7 +9,7 @@
 
 namespace graft::trainer {
 
-// "step 12/200  loss 1.2345  345 tok/s  ETA 1:02:03".
+// "step 12/200  loss 1.2345  345 tok/s  ETA 1:02:03", and the MFU where the peak is known.
 std::string ProgressText(const TrainRecord& record, int64_t total_steps, double eta_seconds);
 
 // "1:02:03" or "2:03".

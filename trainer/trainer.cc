@@ -35,6 +35,7 @@ TrainRecord Trainer::TrainStep() {
   TrainRecord record;
   record.step = state_.step + 1;
   BeginPhase(comm::Phase::kStep, record.step);
+  if (trace_ != nullptr) trace_->BeginStep(record.step);
   record.lr = schedule_.Rate(state_.step);
 
   // 1. Micro-batches of this data rank through the pipeline: gradients of the sum of all
@@ -64,6 +65,7 @@ TrainRecord Trainer::TrainStep() {
   record.grad_norm = std::sqrt(total.gradient_square_sum) / tokens;
   record.skipped = total.non_finite > 0;
   if (!record.skipped) {
+    const StepTrace::Scope scope(trace_.get(), "optimizer", "compute");
     WatchGradients(record.lr);
     if (sensitivity_ != nullptr)
       sensitivity_->Update(adapters.values(), adapters.gradients(), tokens);
@@ -82,9 +84,13 @@ TrainRecord Trainer::TrainStep() {
   record.communication_seconds = total.communication_seconds;
   record.step_seconds = clock.Seconds();
   record.tokens_per_second = total.tokens / record.step_seconds;
+  record.model_flops_per_second = total.model_flop / record.step_seconds;
+  record.hardware_flops_per_second = total.hardware_flop / record.step_seconds;
+  record.peak_flops = recipe_.log.peak_flops * world_.size();
   record.bubble_fraction =
       std::max(0.0, 1.0 - total.compute_seconds / (world_.size() * record.step_seconds));
   WatchHealth(record, std::move(compute_seconds));
+  if (trace_ != nullptr) trace_->EndStep(result);
   return record;
 }
 
@@ -93,6 +99,7 @@ int64_t Trainer::ReceivedWeightBytes() const {
 }
 
 std::vector<models::MicroBatch> Trainer::CollateStep() {
+  const StepTrace::Scope scope(trace_.get(), "collate", "data");
   std::vector<models::MicroBatch> micro_batches;
   for (const std::vector<int64_t>& samples :
        batches_->MicroBatches(state_.step, model_->data_rank())) {
@@ -105,6 +112,7 @@ std::vector<models::MicroBatch> Trainer::CollateStep() {
 
 comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
                                          double reduce_seconds) {
+  const StepTrace::Scope scope(trace_.get(), "measure", "compute");
   comm::ControlVector mine;
   if (model_->is_last_stage()) {
     mine.loss_sum = result.loss_sum;
@@ -113,6 +121,9 @@ comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
       mine.samples += static_cast<double>(samples.size());
       mine.tokens += static_cast<double>(CountTokens(*train_data_, samples));
       mine.trained_tokens += static_cast<double>(CountTrainedTokens(*train_data_, samples));
+      const FlopCount flop = flop_->Of(*train_data_, samples);
+      mine.model_flop += flop.model;
+      mine.hardware_flop += flop.hardware;
     }
     mine.non_finite += std::isfinite(result.loss_sum) ? 0 : 1;
   }
@@ -189,7 +200,19 @@ absl::Status Trainer::AfterStep(const TrainRecord& record, bool* stop) {
     GRAFT_RETURN_IF_ERROR(Save(SaveReason::kDue));
   }
   *stop = stop_requested_;
+  if (trace_ != nullptr && (trace_->full() || ends || *stop)) WriteTrace();
   return absl::OkStatus();
+}
+
+void Trainer::WriteTrace() {
+  BeginPhase(comm::Phase::kSave, state_.step);
+  if (trace_->empty()) {
+    if (IsRankZero()) LOG(WARNING) << "log.trace: the run ended before its second step";
+  } else if (const absl::Status status = trace_->Write(JoinPath(recipe_.run.output, "trace"));
+             !status.ok()) {
+    LOG(WARNING) << "log.trace: " << status.message();  // no reason to end a run
+  }
+  trace_.reset();
 }
 
 absl::Status Trainer::CountNonFinite(const TrainRecord& record) {

@@ -29,8 +29,10 @@
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/progress.h"
+#include "trainer/run_estimate.h"
 #include "trainer/run_state.h"
 #include "trainer/sensitivity_tracker.h"
+#include "trainer/step_trace.h"
 #include "trainer/stopwatch.h"
 
 namespace graft::trainer {
@@ -70,6 +72,7 @@ class Trainer {
   absl::Status LoadModel();
   // All ranks have worked out the same operations in the same order.
   absl::Status CheckStepPlan();
+  absl::Status PredictMemory(const WorkShape& shape);
   absl::Status OpenCheckpoints();
   absl::Status Restore();
   absl::Status OpenMetrics();
@@ -105,6 +108,7 @@ class Trainer {
   // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).
   void WarnOfShortLead(std::optional<double> needed) const;
   void WatchGradients(double lr);
+  void CompareMemory(const TrainRecord& record) const;
   void WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds);
   // Tells the watchdog what this rank does and the flight recorder the step.
   void BeginPhase(comm::Phase phase, int64_t step);
@@ -112,6 +116,7 @@ class Trainer {
   bool IsRankZero() const { return world_.rank() == 0; }
   bool AnyRankWantsToStop() const;
   absl::Status StopWhileBuilding() const;
+  void WriteTrace();
   LayoutRecord Layout() const;
 
   const Recipe recipe_;
@@ -123,6 +128,10 @@ class Trainer {
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<comm::FlatReducer> reducer_;
   std::unique_ptr<FrozenWatch> frozen_;
+  std::unique_ptr<StepTrace> trace_;  // log.trace; gone when it is written
+  std::unique_ptr<SampleFlop> flop_;
+  int64_t program_bytes_ = 0;     // before anything was loaded
+  int64_t predicted_memory_ = 0;  // bytes, of the largest rank
   absl::Status frozen_status_;                       // of this rank's weights, from the last step
   Stopwatch frozen_clock_;                           // since the last look at them
   bool broken_ = false;                              // on any rank, as reduced

@@ -13,6 +13,7 @@
 #include "sharding/buffer.h"
 #include "sharding/step_plan.h"
 #include "trainer/fingerprint.h"
+#include "trainer/memory.h"
 #include "trainer/open_data.h"
 #include "trainer/plan_check.h"
 #include "trainer/summary.h"
@@ -37,6 +38,7 @@ absl::Status CheckHeadAlone(const Recipe& recipe) {
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Build(const Recipe& recipe, comm::World& world) {
   std::unique_ptr<Trainer> trainer(new Trainer(recipe, world));
+  trainer->program_bytes_ = ProgramBytes();
   using Step = absl::Status (Trainer::*)();
   for (const Step step : {&Trainer::OpenOutput, &Trainer::OpenDataSets, &Trainer::PlanBatches,
                           &Trainer::LoadModel, &Trainer::Restore, &Trainer::OpenMetrics}) {
@@ -130,8 +132,9 @@ absl::Status Trainer::PlanBatches() {
 absl::Status Trainer::LoadModel() {
   const int64_t row_length =
       recipe_.data.packing ? std::max(recipe_.data.row_length, train_data_->info().max_length) : 0;
-  GRAFT_ASSIGN_OR_RETURN(model_,
-                         LoadedModel::Load(recipe_, world_, WorkShapeOf(*train_data_, row_length)));
+  const WorkShape shape = WorkShapeOf(*train_data_, row_length);
+  GRAFT_ASSIGN_OR_RETURN(
+      model_, LoadedModel::Load(recipe_, world_, shape, LoadedModel::Purpose::kTraining));
   absl::Status status = CheckFitsModel(*train_data_, *model_, "data.train");
   if (status.ok() && eval_data_ != nullptr)
     status = CheckFitsModel(*eval_data_, *model_, "data.eval");
@@ -151,7 +154,24 @@ absl::Status Trainer::LoadModel() {
   frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
   frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());
   gradient_watch_ = std::make_unique<GradientWatch>(model_->adapters().parameters().size());
+  flop_ = std::make_unique<SampleFlop>(recipe_, *model_);
+  if (recipe_.log.trace > 0) {
+    trace_ = std::make_unique<StepTrace>(
+        world_, absl::StrCat("data ", model_->data_rank(), ", stage ", model_->stage_index()),
+        recipe_.log.trace);
+  }
+  GRAFT_RETURN_IF_ERROR(Agree(PredictMemory(shape)));
   return CheckStepPlan();
+}
+
+absl::Status Trainer::PredictMemory(const WorkShape& shape) {
+  GRAFT_ASSIGN_OR_RETURN(sharding::PlanWork work,
+                         PlanWorkOf(recipe_, model_->adapter_choice(), shape));
+  work.base_bytes = static_cast<double>(program_bytes_);
+  GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
+                         sharding::EstimatePlan(model_->config(), model_->plan(), work));
+  predicted_memory_ = static_cast<int64_t>(estimate.LargestMemory());
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::CheckStepPlan() {
@@ -220,6 +240,7 @@ absl::Status Trainer::OpenMetrics() {
   run.head_parameters = model_->head_parameters();
   run.encoder_parameters = model_->encoder_parameters();
   run.total_parameters = model_->total_parameters();
+  run.predicted_memory_bytes = predicted_memory_;
   run.stages = StagesOf(*model_);
   const models::QuantizationReport& quantized = model_->quantization();
   run.quantization = {.kind = recipe_.model.quantize,

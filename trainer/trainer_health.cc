@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "comm/launcher.h"
 #include "trainer/trainer.h"
 
@@ -46,9 +47,19 @@ void Trainer::WarnOfShortLead(std::optional<double> needed) const {
       recipe_.checkpoint.lead_seconds, *needed, LeadWatch::kFactor, std::ceil(*needed));
 }
 
+void Trainer::CompareMemory(const TrainRecord& record) const {
+  constexpr int64_t kSettled = 3;  // by then every buffer has been needed once
+  if (record.step != kSettled || !IsRankZero()) return;
+  LOG(INFO) << absl::StrFormat(
+      "memory of the largest rank: %s, predicted %s (%.2f)", FormatBytes(record.peak_memory_bytes),
+      FormatBytes(predicted_memory_),
+      static_cast<double>(record.peak_memory_bytes) / static_cast<double>(predicted_memory_));
+}
+
 void Trainer::WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds) {
   const double seconds = std::exchange(step_clock_, Stopwatch()).Seconds();
   WarnOfShortLead(lead_watch_.AddStep(seconds));
+  CompareMemory(record);
   const auto sigmas = loss_watch_.Add(record.loss);
   if (sigmas.has_value() && IsRankZero())
     LOG(WARNING) << absl::StrFormat(

@@ -54,29 +54,32 @@ absl::StatusOr<torch::Tensor> PartLoader::LoadVector(const std::string& name, in
 }
 
 void PartLoader::BeginLayer(int layer) {
-  if (memory_ != nullptr) layer_ = std::make_unique<LayerPacker>(memory_, layer);
+  layer_ = layer;
+  if (memory_ != nullptr) packer_ = std::make_unique<LayerPacker>(memory_, layer);
 }
 
 void PartLoader::EndLayer() {
-  if (layer_ != nullptr) bytes_ += layer_->Finish();
-  layer_.reset();
+  if (packer_ != nullptr) bytes_ += packer_->Finish();
+  packer_.reset();
 }
 
 std::shared_ptr<const FrozenWeight> PartLoader::Freeze(const std::string& name,
                                                        torch::Tensor weight) {
   std::shared_ptr<const FrozenWeight> frozen;
   if (quantize_ == Quantization::kNone) {
-    frozen = layer_ != nullptr ? layer_->AddPlain(weight)
-                               : MakeFrozenWeight(std::move(weight), FrozenUse::kProducts);
+    frozen = packer_ != nullptr ? packer_->AddPlain(weight)
+                                : MakeFrozenWeight(std::move(weight), FrozenUse::kProducts);
   } else {
     const QuantizedShape shape{quantize_, weight.size(0), weight.size(1)};
     double error = 0;
     torch::Tensor stored = QuantizeMatrix(weight, quantize_, &error);
     quantization_.Add(name, error);
-    frozen = layer_ != nullptr ? layer_->AddQuantized(std::move(stored), shape, dtype_)
-                               : MakeQuantizedWeight(std::move(stored), shape, dtype_);
+    frozen = packer_ != nullptr ? packer_->AddQuantized(std::move(stored), shape, dtype_)
+                                : MakeQuantizedWeight(std::move(stored), shape, dtype_);
   }
   weights_.NoteMatrix(name, frozen);
+  if (first_trained_layer_ != std::numeric_limits<int>::max())
+    frozen->Prepare(/*transposed=*/layer_ >= first_trained_layer_);
   return frozen;
 }
 
@@ -252,6 +255,8 @@ absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& n
     GRAFT_RETURN_IF_ERROR(loader.LoadTable(name, config_.vocab_size, config_.hidden_size,
                                            FrozenUse::kProducts, &projection));
   }
+  if (options_.first_trained_layer != std::numeric_limits<int>::max())
+    projection->Prepare(/*transposed=*/true);
   head_.projection = FrozenLinear(projection, torch::Tensor());
   return absl::OkStatus();
 }

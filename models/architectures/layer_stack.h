@@ -26,10 +26,11 @@ class PartLoader {
       : weights_(weights),
         dtype_(options.dtype),
         train_(options.train_weights),
+        first_trained_layer_(options.first_trained_layer),
         quantize_(options.quantize),
         memory_(options.layer_memory) {}
 
-  // Around the parts of one layer: with options.layer_memory its matrices are kept there.
+  // Around the parts of one layer; with options.layer_memory its matrices are kept there.
   void BeginLayer(int layer);
   void EndLayer();
 
@@ -71,10 +72,12 @@ class PartLoader {
   WeightSource& weights_;
   torch::Dtype dtype_;
   bool train_;
+  int first_trained_layer_;
   Quantization quantize_;
   QuantizationReport quantization_;
   std::shared_ptr<LayerMemory> memory_;
-  std::unique_ptr<LayerPacker> layer_;  // between BeginLayer and EndLayer
+  int layer_ = 0;
+  std::unique_ptr<LayerPacker> packer_;  // between BeginLayer and EndLayer
   std::vector<std::pair<std::string, torch::Tensor>> trained_;
   int64_t parameters_ = 0, bytes_ = 0;
 };

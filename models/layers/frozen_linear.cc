@@ -114,6 +114,10 @@ class PackedWeight : public FrozenWeight {
   torch::Tensor Rows(const torch::Tensor& indices) const override {
     return plain_.index_select(0, indices);
   }
+  void Prepare(bool transposed) const override {
+    Pack(&forward_, backward_, false);
+    if (transposed) Pack(&backward_, forward_, true);
+  }
   std::vector<PackedBytes> Packed() const override {
     const std::lock_guard<std::mutex> lock(mutex_);
     return packed_;

@@ -39,6 +39,10 @@ class FrozenWeight {
   // What it multiplies with instead of the tensor that it was made from: nothing at first where
   // that is done on first use. The memory lives as long as this.
   virtual std::vector<PackedBytes> Packed() const { return {}; }
+  // Does now what would be done on the first Multiply and, with `transposed`, on the first
+  // MultiplyTransposed. Done while the heap is empty, weights lie together in it; done in the first
+  // step, they lie between activations and keep the heap from shrinking back to what is used.
+  virtual void Prepare(bool /*transposed*/) const {}
   // Of a matrix that is trained after all: W (out, in) as autograd follows it down to Leaf(), the
   // float32 parameter. Undefined when it is frozen.
   virtual torch::Tensor Differentiable() const { return {}; }

@@ -13,7 +13,15 @@ BINARY_DIR = Path(os.environ["GRAFT_BINARY_DIR"])
 MPIRUN = "mpirun --allow-run-as-root --oversubscribe -q --bind-to none --mca mpi_yield_when_idle 1 -np"
 SOON = 60  # seconds; generous, machines of tests are slow
 # What may differ between a run and the same run with stops.
-TIMES = {"step_seconds", "tokens_per_second", "peak_memory_bytes", "bubble_fraction", "communication_seconds"}
+TIMES = {
+    "step_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "bubble_fraction",
+    "communication_seconds",
+    "model_flops_per_second",
+    "hardware_flops_per_second",
+}
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 

@@ -116,6 +116,8 @@ TEST(CostModel, MemoryOfOneRank) {
   EXPECT_EQ(memory.activations, 1024.0 * 30 * (2 * 11520 + 44));
   EXPECT_EQ(memory.boundaries, 0);
   EXPECT_EQ(memory.head, 341.0 * 49152 * 8);  // 64 MiB of logits
+  EXPECT_EQ(memory.workspace, 1024.0 * 4 * 4 * (576 + 1536));
+  EXPECT_EQ(memory.total(), memory.frozen + memory.adapters + memory.activations + memory.head);
 
   part.in_flight = 4;
   shape.recompute = true;
@@ -158,6 +160,50 @@ TEST(CostModel, QuantisedAndSharedMatrices) {
   const RankMemory shared = MemoryOfRank(llama, part, shape);
   EXPECT_NEAR(shared.frozen, 2 * layers / 4 + rest, 1);
   EXPECT_NEAR(shared.gathered, 2 * 2 * layers / 32, 1);
+}
+
+TEST(CostModel, ATaskHeadNeedsNoProjection) {
+  const models::ModelConfig smol = SmolLM135M();
+  RankPart part;
+  part.layers = part.trained_layers = 30;
+  part.head = true;
+  part.in_flight = 1;
+  MemoryShape shape;
+  shape.packed_twice = true;
+  const RankMemory with = MemoryOfRank(smol, part, shape);
+  shape.language_head = false;
+  const RankMemory without = MemoryOfRank(smol, part, shape);
+  EXPECT_EQ(with.frozen - without.frozen,
+            4.0 * 2 * static_cast<double>(HeadMatmulParameters(smol)));
+  EXPECT_EQ(without.head, 0);
+  WorkShape work;
+  work.sequence_length = 64;
+  const double flop = TrainingFlopPerToken(smol, work);
+  work.language_head = false;
+  EXPECT_DOUBLE_EQ(flop - TrainingFlopPerToken(smol, work),
+                   4.0 * static_cast<double>(HeadMatmulParameters(smol)));
+}
+
+// 6 P + 3.5 a: nothing is frozen, and every matrix has a gradient.
+TEST(CostModel, FullFineTuning) {
+  const models::ModelConfig smol = SmolLM135M();
+  WorkShape work;
+  work.sequence_length = 256;
+  work.trains_backbone = true;
+  const double p = static_cast<double>(MatmulParameters(smol)), a = 2.0 * 256 * 576 * 30;
+  EXPECT_DOUBLE_EQ(TrainingFlopPerToken(smol, work), 6 * p + 3.5 * a);
+  RankPart part;
+  part.layers = part.trained_layers = 1;
+  part.in_flight = 1;
+  part.adapter_parameters = 1000;
+  MemoryShape shape;
+  shape.micro_batch_tokens = 10;
+  const double lean = MemoryOfRank(smol, part, shape).activations;
+  shape.trains_backbone = true;
+  const RankMemory memory = MemoryOfRank(smol, part, shape);
+  EXPECT_EQ(memory.frozen, 0);
+  EXPECT_EQ(memory.adapters, 16000);
+  EXPECT_EQ(memory.activations - lean, 10.0 * 4 * (1536 + 4 * 576));
 }
 
 TEST(CostModel, Traffic) {

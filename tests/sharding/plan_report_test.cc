@@ -58,7 +58,32 @@ TEST(PlanReport, AFrozenPromptEncoderLiesOnTheFirstStage) {
   const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
   EXPECT_EQ(with.stages[0].frozen_parameters - without.stages[0].frozen_parameters, 1000000);
   EXPECT_EQ(with.stages[0].memory.frozen - without.stages[0].memory.frozen, 4e6);
+  c.work.encoder_packed_parameters = 900000;
+  EXPECT_EQ(EstimatePlan(c.config, c.plan, c.work)->stages[0].memory.frozen -
+                with.stages[0].memory.frozen,
+            4 * 9e5);
   EXPECT_EQ(with.stages[1].memory.total(), without.stages[1].memory.total());
+}
+
+TEST(PlanReport, APromptEncoderAddsItsWork) {
+  Case c = SmolOnTwoStages();
+  const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
+  c.work.encoder_forward_flop = 1e9;
+  c.work.encoder_backward_flop = 3e9;
+  const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
+  EXPECT_NEAR(with.step_flop - without.step_flop, 8 * 4e9, 1e-6 * with.step_flop);
+  EXPECT_EQ(with.stages[1].flop, without.stages[1].flop);
+}
+
+TEST(PlanReport, TheProgramCountsOnEveryRank) {
+  Case c = SmolOnTwoStages();
+  const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
+  c.work.base_bytes = 1e8;
+  const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
+  for (size_t i = 0; i < 2; ++i)
+    EXPECT_EQ(with.stages[i].memory.total() - without.stages[i].memory.total(), 1e8);
+  EXPECT_EQ(with.LargestMemory(),
+            std::max(with.stages[0].memory.total(), with.stages[1].memory.total()));
 }
 
 TEST(PlanReport, ParametersOfTheStages) {

@@ -60,17 +60,32 @@ TEST_F(MetricsTest, RecordsCarryTheDocumentedFieldsKindFirst) {
   EXPECT_THAT(Keys(lines[0]),
               testing::ElementsAre("kind", "schema", "versions", "layout", "trainable_parameters",
                                    "adapter_parameters", "head_parameters", "encoder_parameters",
-                                   "total_parameters", "stages"));
+                                   "total_parameters", "predicted_memory_bytes", "stages"));
   EXPECT_EQ(lines[0]["stages"][1]["end_layer"], 4);
-  EXPECT_THAT(Keys(lines[1]), testing::ElementsAre(
-                                  "kind", "step", "loss", "grad_norm", "lr", "samples", "tokens",
-                                  "trained_tokens", "step_seconds", "tokens_per_second",
-                                  "peak_memory_bytes", "bubble_fraction", "communication_seconds"));
+  EXPECT_THAT(Keys(lines[1]),
+              testing::ElementsAre("kind", "step", "loss", "grad_norm", "lr", "samples", "tokens",
+                                   "trained_tokens", "step_seconds", "tokens_per_second",
+                                   "peak_memory_bytes", "bubble_fraction", "communication_seconds",
+                                   "model_flops_per_second", "hardware_flops_per_second"));
   EXPECT_EQ(lines[1]["loss"].get<double>(), 0.1);
   EXPECT_THAT(Keys(lines[2]), testing::ElementsAre("kind", "step", "loss", "perplexity"));
   EXPECT_THAT(Keys(lines[3]),
               testing::ElementsAre("kind", "step", "seconds", "bytes", "stall_seconds"));
   EXPECT_THAT(Keys(lines[4]), testing::ElementsAre("kind", "step", "from", "layout"));
+}
+
+TEST_F(MetricsTest, SharesOfThePeakStandThereOnlyWhenItIsKnown) {
+  TrainRecord train;
+  train.step = 1;
+  train.model_flops_per_second = 3e12;
+  train.hardware_flops_per_second = 4e12;
+  train.peak_flops = 8e12;
+  EXPECT_THAT(ProgressText(train, 2, 0), testing::HasSubstr("MFU 37.5 %"));
+  ASSERT_TRUE(MetricsLog::Open(path_, 0).value()->Write(train).ok());
+  const std::vector<Json> lines = Lines();
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_EQ(lines[0]["peft_mfu"], 0.375);
+  EXPECT_EQ(lines[0]["hardware_utilization"], 0.5);
 }
 
 TEST_F(MetricsTest, OpeningCutsLaterStepsAndATornLine) {
