@@ -78,6 +78,7 @@ class Trainer {
   // One step of the page.
   TrainRecord TrainStep();
   std::vector<models::MicroBatch> CollateStep();
+  void ReduceGradients();
   comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
 
   // Between steps.

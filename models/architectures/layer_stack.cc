@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/device.h"
 #include "models/layers/recompute.h"
 #include "models/layers/trained_matrix.h"
 
@@ -29,14 +30,15 @@ class StackKvCache : public KvCache {
 
 absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
                                                const std::vector<int64_t>& shape) {
-  return weights_.Load(name, shape, dtype_);
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, dtype_));
+  return stored.to(device_);
 }
 
 absl::StatusOr<torch::Tensor> PartLoader::LoadLeaf(const std::string& name,
                                                    const std::vector<int64_t>& shape) {
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, torch::kFloat32));
   // Its own tensor on the source's memory: whoever trains it gives it memory of its own.
-  torch::Tensor leaf = stored.detach().requires_grad_();
+  torch::Tensor leaf = stored.to(device_).detach().requires_grad_();
   trained_.emplace_back(name, leaf);
   parameters_ += leaf.numel();
   return leaf;
@@ -145,7 +147,7 @@ torch::Tensor LayerStack::TaskOutputs(const torch::Tensor& h, SiteContext& conte
 torch::Tensor LayerStack::Pool(const torch::Tensor& h, const MicroBatch& batch) const {
   std::vector<int64_t> rows;
   for (const Segment& segment : batch.segments) rows.push_back(segment.begin + segment.length - 1);
-  return head_.norm.Forward(h.index_select(0, torch::tensor(rows, torch::kInt64))).value;
+  return head_.norm.Forward(h.index_select(0, IndexTensor(rows, h.device()))).value;
 }
 
 TargetResults LayerStack::EvaluateTargets(const torch::Tensor& h, SiteContext& context) {
@@ -203,7 +205,7 @@ torch::Tensor LayerStack::Attend(const torch::Tensor& q, const torch::Tensor& k,
 
 torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& context) const {
   context.layer = static_cast<int>(config_.num_layers);
-  const torch::Tensor ids = torch::tensor(context.batch->tokens, torch::kInt64);
+  const torch::Tensor ids = IndexTensor(context.batch->tokens, options_.device);
   return sites_->EditHidden(Role::kEmbed, table.Rows(ids), context);
 }
 

@@ -22,7 +22,10 @@ namespace graft::models {
 class PartLoader {
  public:
   PartLoader(WeightSource& weights, const BackboneOptions& options)
-      : weights_(weights), dtype_(options.dtype), train_(options.train_weights) {}
+      : weights_(weights),
+        dtype_(options.dtype),
+        device_(options.device),
+        train_(options.train_weights) {}
 
   // {name}.weight (out, in) and, where there is one, {name}.bias (out).
   absl::Status LoadLinear(const std::string& name, int64_t out, int64_t in, bool bias,
@@ -54,6 +57,7 @@ class PartLoader {
 
   WeightSource& weights_;
   torch::Dtype dtype_;
+  torch::Device device_;
   bool train_;
   std::vector<std::pair<std::string, torch::Tensor>> trained_;
   int64_t parameters_ = 0, bytes_ = 0;

@@ -59,21 +59,27 @@ class FolderWeights : public WeightSource {
 
 class RandomWeights : public WeightSource {
  public:
-  RandomWeights(double deviation, uint64_t seed) : deviation_(deviation), seed_(seed) {}
+  RandomWeights(double deviation, uint64_t seed, torch::Device device)
+      : deviation_(deviation), seed_(seed), device_(device) {}
   bool Has(const std::string&) const override { return true; }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override {
+    if (IsNormWeight(name)) return at::ones(shape, torch::TensorOptions(dtype).device(device_));
+    if (!device_.is_cpu()) return MadeOnDevice(name, shape, dtype);
     torch::Tensor values = at::empty(shape, torch::kFloat32);
-    if (IsNormWeight(name)) {
-      values.fill_(1.0);
-    } else {
-      PhiloxFillNormal(SplitMix64(seed_ ^ NameHash(name)), 0, 0.0, deviation_,
-                       values.data_ptr<float>(), values.numel());
-    }
+    PhiloxFillNormal(SplitMix64(seed_ ^ NameHash(name)), 0, 0.0, deviation_,
+                     values.data_ptr<float>(), values.numel());
     return values.to(dtype);
   }
 
  private:
+  torch::Tensor MadeOnDevice(const std::string& name, const std::vector<int64_t>& shape,
+                             torch::Dtype dtype) const {
+    at::Generator generator = at::globalContext().defaultGenerator(device_).clone();
+    generator.set_current_seed(SplitMix64(seed_ ^ NameHash(name)));
+    torch::Tensor values = at::empty(shape, torch::TensorOptions(dtype).device(device_));
+    return values.normal_(0.0, deviation_, generator);
+  }
   // "input_layernorm.weight", "LayerNorm.weight", "ln_1.weight".
   static bool IsNormWeight(const std::string& name) {
     return absl::EndsWith(name, ".weight") &&
@@ -88,6 +94,7 @@ class RandomWeights : public WeightSource {
   }
   double deviation_;
   uint64_t seed_;
+  torch::Device device_;
 };
 
 }  // namespace
@@ -98,8 +105,9 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderWeights(const std::strin
   return std::unique_ptr<WeightSource>(std::make_unique<FolderWeights>(std::move(opened)));
 }
 
-std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed) {
-  return std::make_unique<RandomWeights>(config.initializer_range, seed);
+std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed,
+                                               torch::Device device) {
+  return std::make_unique<RandomWeights>(config.initializer_range, seed, device);
 }
 
 }  // namespace graft::models
