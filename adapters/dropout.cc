@@ -8,10 +8,15 @@
 
 #include "base/status.h"
 #include "base/vector_clones.h"
+#include "models/device.h"
 
 namespace graft::adapters {
 namespace {
 
+constexpr char kGpuSource[] =
+#include "adapters/dropout_gpu.inc"
+    ;
+constexpr int kGpuThreads = 256;
 constexpr int kLanes = 16;  // Philox blocks drawn side by side
 
 // base/philox.h's ten rounds for kLanes counters (c0, c1, c2, first + lane), so that they
@@ -67,6 +72,11 @@ uint32_t Threshold(double probability) {
 
 }  // namespace
 
+models::GpuKernels& DropoutKernel() {
+  static models::GpuKernels kernels("dropout", kGpuSource);
+  return kernels;
+}
+
 DropoutMask::DropoutMask(uint64_t seed, RandomPurpose purpose, models::SiteId site,
                          double probability, const models::MicroBatch& batch)
     : key_(PhiloxKey(seed, purpose, static_cast<uint64_t>(batch.step),
@@ -89,31 +99,60 @@ void DropoutMask::DrawRow(int64_t segment, int64_t position, float* mask,
 
 void DropoutMask::ApplyInPlace(const std::vector<torch::Tensor>& tensors) const {
   if (tensors.empty()) return;
-  const int64_t num_rows = tensors[0].size(0), num_features = tensors[0].size(1);
-  const bool on_cpu = tensors[0].is_cpu();
   for (const torch::Tensor& tensor : tensors) {
-    GRAFT_CHECK(tensor.sizes() == tensors[0].sizes() && (!on_cpu || tensor.is_contiguous()),
+    GRAFT_CHECK(tensor.sizes() == tensors[0].sizes() && tensor.is_contiguous(),
                 "dropout needs contiguous tensors of one shape");
   }
+  if (models::UsesHostKernels(tensors[0])) return ApplyOnHost(tensors);
+  if (ApplyOnGpu(tensors)) return;
   // Another device gets the mask from the host: the draws are the same there.
-  torch::Tensor host_mask;
-  if (!on_cpu) host_mask = at::empty({num_rows, num_features}, at::kFloat);
+  const torch::Tensor mask = at::ones(tensors[0].sizes(), at::kFloat);
+  ApplyOnHost({mask});
+  const torch::Tensor moved = mask.to(tensors[0].device());
+  for (const torch::Tensor& tensor : tensors) tensor.mul_(moved);
+}
+
+void DropoutMask::ApplyOnHost(const std::vector<torch::Tensor>& tensors) const {
+  const int64_t num_features = tensors[0].size(1);
   for (size_t s = 0; s < segments_.size(); ++s) {
     const models::Segment& segment = segments_[s];
     at::parallel_for(0, segment.length, 16, [&](int64_t begin, int64_t end) {
-      std::vector<float> row_mask(static_cast<size_t>(num_features));
+      std::vector<float> mask(static_cast<size_t>(num_features));
       for (int64_t position = begin; position < end; ++position) {
-        const int64_t row = segment.begin + position;
-        float* mask = on_cpu ? row_mask.data() : host_mask.data_ptr<float>() + row * num_features;
-        DrawRow(static_cast<int64_t>(s), position, mask, num_features);
-        if (!on_cpu) continue;
-        for (const torch::Tensor& tensor : tensors) MultiplyRow(mask, tensor, row);
+        DrawRow(static_cast<int64_t>(s), position, mask.data(), num_features);
+        for (const torch::Tensor& tensor : tensors)
+          MultiplyRow(mask.data(), tensor, segment.begin + position);
       }
     });
   }
-  if (on_cpu) return;
-  const torch::Tensor mask = host_mask.to(tensors[0].device());
-  for (const torch::Tensor& tensor : tensors) tensor.mul_(mask);
+}
+
+bool DropoutMask::ApplyOnGpu(const std::vector<torch::Tensor>& tensors) const {
+  const int64_t num_rows = tensors[0].size(0), num_features = tensors[0].size(1);
+  models::GpuKernels::Variant variant;
+  for (const torch::Tensor& tensor : tensors) {
+    if (!DropoutKernel().Fits({tensor}, /*row=*/1, &variant)) return false;
+  }
+  std::vector<int64_t> samples;
+  for (const models::Segment& segment : segments_) {
+    if (segment.length == 0) continue;
+    samples.push_back(segment.begin);
+    samples.push_back(segment.sample_id);
+  }
+  const torch::Tensor table = models::IndexTensor(samples, tensors[0].device());
+  const int64_t draws_a_row = (num_features + 3) / 4, num_draws = num_rows * draws_a_row;
+  for (const torch::Tensor& tensor : tensors) {
+    DropoutKernel().Fits({tensor}, /*row=*/1, &variant);
+    models::GpuArguments arguments;
+    arguments.Add(tensor).Add(table).Add(table.numel() / 2).Add(num_features);
+    arguments.Add(draws_a_row).Add(num_draws);
+    arguments.Add(static_cast<uint32_t>(key_)).Add(static_cast<uint32_t>(key_ >> 32));
+    arguments.Add(threshold_).Add(keep_scale_);
+    DropoutKernel().Launch("Dropout", variant, tensor.device(),
+                           (num_draws + kGpuThreads - 1) / kGpuThreads, kGpuThreads,
+                           arguments.Pointers());
+  }
+  return true;
 }
 
 }  // namespace graft::adapters

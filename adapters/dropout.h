@@ -11,6 +11,7 @@
 #include <torch/types.h>
 
 #include "base/philox.h"
+#include "models/gpu_kernels.h"
 #include "models/site.h"
 
 namespace graft::adapters {
@@ -27,6 +28,9 @@ class DropoutMask {
   void ApplyInPlace(const std::vector<torch::Tensor>& tensors) const;
 
  private:
+  void ApplyOnHost(const std::vector<torch::Tensor>& tensors) const;
+  // False where the kernel does not run.
+  bool ApplyOnGpu(const std::vector<torch::Tensor>& tensors) const;
   void DrawRow(int64_t segment, int64_t position, float* mask, int64_t num_features) const;
 
   uint64_t key_;
@@ -34,5 +38,8 @@ class DropoutMask {
   float keep_scale_;
   std::vector<models::Segment> segments_;
 };
+
+// The kernel, for tests that compile it where there is no GPU.
+models::GpuKernels& DropoutKernel();
 
 }  // namespace graft::adapters

@@ -76,7 +76,7 @@ class PoolFunction : public torch::autograd::Function<PoolFunction> {
         at::zeros({num_segments, x.size(1)},
                   x.options().dtype(at::promote_types(at::kFloat, x.scalar_type())));
     if (call->pooling == Pooling::kMax) {
-      call->places = at::zeros({num_segments, x.size(1)}, at::kLong);
+      call->places = at::zeros({num_segments, x.size(1)}, x.options().dtype(at::kLong));
     }
     for (int64_t s = 0; s < num_segments; ++s) {
       const Segment& segment = call->segments[static_cast<size_t>(s)];

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/device.h"
 
 namespace graft::adapters {
 namespace {
@@ -70,14 +71,64 @@ void BackwardColumns(const T* x, const T* g, const at::opmath_type<T>* scales,
   }
 }
 
+// The same two passes on another device, span by span, by LibTorch's operators.
+template <typename Body>
+void ForEachSpan(const std::vector<int64_t>& ends, const Body& body) {
+  int64_t first = 0;
+  for (size_t s = 0; s < ends.size(); first = ends[s++]) {
+    body(static_cast<int64_t>(s), first, ends[s] - first);
+  }
+}
+
+torch::Tensor DeviceForward(const torch::Tensor& x, const torch::Tensor& scales,
+                            const std::vector<int64_t>& ends) {
+  torch::Tensor y = at::empty_like(x);
+  ForEachSpan(ends, [&](int64_t span, int64_t first, int64_t rows) {
+    y.narrow(0, first, rows).copy_(x.narrow(0, first, rows) * scales.select(0, span));
+  });
+  return y;
+}
+
+void DeviceBackward(const torch::Tensor& x, const torch::Tensor& g, const torch::Tensor& scales,
+                    const std::vector<int64_t>& ends, torch::Tensor& dx, torch::Tensor& dl) {
+  ForEachSpan(ends, [&](int64_t span, int64_t first, int64_t rows) {
+    const torch::Tensor part = g.narrow(0, first, rows);
+    if (dx.defined()) dx.narrow(0, first, rows).copy_(part * scales.select(0, span));
+    if (dl.defined()) {
+      const torch::Tensor product = part.to(dl.scalar_type()) * x.narrow(0, first, rows);
+      dl.select(0, span).copy_(product.sum(0));
+    }
+  });
+}
+
 torch::Tensor Forward(const torch::Tensor& x, const torch::Tensor& scales,
                       const std::vector<int64_t>& ends) {
+  if (!models::UsesHostKernels(x)) return DeviceForward(x, scales, ends);
   torch::Tensor y = at::empty(x.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "ScaleRows", [&] {
     ScaleSpans<scalar_t>(x.data_ptr<scalar_t>(), scales.data_ptr<at::opmath_type<scalar_t>>(), ends,
                          x.size(1), y.data_ptr<scalar_t>());
   });
   return y;
+}
+
+// dx and dl, each where it is defined.
+void HostBackward(const torch::Tensor& x, const torch::Tensor& g, const torch::Tensor& scales,
+                  const std::vector<int64_t>& ends, torch::Tensor& dx, torch::Tensor& dl) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, g.scalar_type(), "ScaleRows", [&] {
+    using Wide = at::opmath_type<scalar_t>;
+    const int64_t width = g.size(1);
+    at::parallel_for(0, (width + kColumns - 1) / kColumns, 1, [&](int64_t from, int64_t to) {
+      for (int64_t begin = from * kColumns; begin < std::min(width, to * kColumns);
+           begin += kColumns) {
+        BackwardColumns<scalar_t>(x.defined() ? x.data_ptr<scalar_t>() : nullptr,
+                                  g.data_ptr<scalar_t>(), scales.data_ptr<Wide>(), ends, width,
+                                  begin, std::min(kColumns, width - begin),
+                                  dx.defined() ? dx.data_ptr<scalar_t>() : nullptr,
+                                  dl.defined() ? dl.data_ptr<Wide>() : nullptr);
+      }
+    });
+  });
 }
 
 class ScaleRowsFunction : public torch::autograd::Function<ScaleRowsFunction> {
@@ -103,20 +154,8 @@ class ScaleRowsFunction : public torch::autograd::Function<ScaleRowsFunction> {
       dl = at::empty(scales.sizes(), scales.options());
       x = (call.rebuilder ? call.rebuilder->Get() : saved[1]).contiguous();
     }
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, g.scalar_type(), "ScaleRows", [&] {
-      using Wide = at::opmath_type<scalar_t>;
-      const int64_t width = g.size(1);
-      at::parallel_for(0, (width + kColumns - 1) / kColumns, 1, [&](int64_t from, int64_t to) {
-        for (int64_t begin = from * kColumns; begin < std::min(width, to * kColumns);
-             begin += kColumns) {
-          BackwardColumns<scalar_t>(x.defined() ? x.data_ptr<scalar_t>() : nullptr,
-                                    g.data_ptr<scalar_t>(), scales.data_ptr<Wide>(), call.ends,
-                                    width, begin, std::min(kColumns, width - begin),
-                                    dx.defined() ? dx.data_ptr<scalar_t>() : nullptr,
-                                    dl.defined() ? dl.data_ptr<Wide>() : nullptr);
-        }
-      });
-    });
+    const auto pass = models::UsesHostKernels(g) ? &HostBackward : &DeviceBackward;
+    pass(x, g, scales, call.ends, dx, dl);
     return {dx, dl, torch::Tensor()};
   }
 };

@@ -1,6 +1,5 @@
 // y = l (.) x where each span of rows has a vector of its own, as an autograd function: one span
 // for all rows (ia3), one for each sample (para). One pass over the rows, forward and backward.
-// CPU.
 //
 // Shapes: N rows, D width, S spans.
 #pragma once

@@ -49,7 +49,8 @@ class TaskHeadHook : public models::SiteHook {
     for (const models::Segment& segment : batch.segments) {
       rows.segments.push_back({segment.sample_id, rows.num_rows(), 2});
     }
-    const torch::Tensor mask = at::ones({rows.num_rows(), spec_.width});
+    const torch::Tensor mask =
+        at::ones({rows.num_rows(), spec_.width}, tensors_[0].options().requires_grad(false));
     DropoutMask(seed_, RandomPurpose::kHeadDropout, {spec_.num_layers, Role::kHead}, spec_.dropout,
                 rows)
         .ApplyInPlace({mask});

@@ -283,4 +283,13 @@ const char* NcclVersion() {
   return version.c_str();
 }
 
+const char* CudaVersion() {
+  static const std::string version = [] {
+    int number = 0;
+    if (cudaRuntimeGetVersion(&number) != cudaSuccess) return std::string("CUDA (unknown version)");
+    return absl::StrCat("CUDA ", number / 1000, ".", number % 1000 / 10);
+  }();
+  return version.c_str();
+}
+
 }  // namespace graft::comm

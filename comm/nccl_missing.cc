@@ -14,5 +14,6 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(std::unique_p
 }
 
 const char* NcclVersion() { return "not built in"; }
+const char* CudaVersion() { return "not built in"; }
 
 }  // namespace graft::comm

@@ -12,6 +12,7 @@
 #include "comm/launcher.h"
 #include "comm/local_communicator.h"
 #include "comm/mpi_communicator.h"
+#include "comm/nccl_communicator.h"
 #include "comm/watchdog_thread.h"
 
 namespace graft::comm {
@@ -88,6 +89,17 @@ absl::StatusOr<Groups> World::MakeGroups(RankGrid grid) {
   groups.data_group = all_->Split(grid.PipelineRank(rank()), grid.DataRank(rank()), "data");
   groups.pipeline_group = all_->Split(grid.DataRank(rank()), grid.PipelineRank(rank()), "pipeline");
   return groups;
+}
+
+absl::Status World::AddDeviceGroups(Groups* groups, int device) {
+  const auto add = [&](Communicator& host, std::unique_ptr<Communicator>* group) -> absl::Status {
+    if (host.size() == 1) return absl::OkStatus();
+    GRAFT_ASSIGN_OR_RETURN(*group,
+                           MakeNcclCommunicator(host.Split(0, host.rank(), "device"), device));
+    return absl::OkStatus();
+  };
+  GRAFT_RETURN_IF_ERROR(AgreeOnStatus(all(), add(*groups->data_group, &groups->device_data_group)));
+  return AgreeOnStatus(all(), add(*groups->pipeline_group, &groups->device_pipeline_group));
 }
 
 }  // namespace graft::comm

@@ -20,6 +20,9 @@ struct Groups {
   RankGrid grid;
   std::unique_ptr<Communicator> data_group;
   std::unique_ptr<Communicator> pipeline_group;
+  // The same two for memory of this rank's GPU (World::AddDeviceGroups). Null where nobody added them, and for a group of one rank.
+  std::unique_ptr<Communicator> device_data_group;
+  std::unique_ptr<Communicator> device_pipeline_group;
 };
 
 class WatchdogThread;
@@ -60,6 +63,9 @@ class World {
   void DumpFlight(const std::string& reason, FlightScope scope);
   // grid.world() must equal size(): error kind recipe that says how many ranks there are. Collective.
   absl::StatusOr<Groups> MakeGroups(RankGrid grid);
+  // NCCL groups beside those of the host; `device`: index of this rank's GPU. Kind recipe in builds without NCCL, peer when the
+  // ranks do not connect. Collective; the same status on every rank.
+  absl::Status AddDeviceGroups(Groups* groups, int device);
 
  private:
   // Before all_, which books in it.
@@ -75,5 +81,7 @@ class World {
 // "Open MPI v4.1.4 ..." and "NCCL 2.28.9" or "not built in".
 const char* MpiVersion();
 const char* NcclVersion();
+// "CUDA 13.0", of the runtime that NCCL's communicators use, or "not built in".
+const char* CudaVersion();
 
 }  // namespace graft::comm

@@ -94,9 +94,13 @@ void PrintHelp(const CommandLine& line) {
 }
 
 void PrintVersion() {
-  const std::string nccl = comm::NcclVersion();
-  std::printf("graft %s\nLibTorch %s\n%s\n%s%s\n", Version(), TORCH_VERSION, comm::MpiVersion(),
-              absl::StartsWith(nccl, "NCCL") ? "" : "NCCL ", nccl.c_str());
+  std::printf("graft %s\nLibTorch %s\n%s\n", Version(), TORCH_VERSION, comm::MpiVersion());
+  for (const auto& [name, version] :
+       {std::pair<std::string, std::string>{"NCCL", comm::NcclVersion()},
+        {"CUDA", comm::CudaVersion()}}) {
+    std::printf("%s%s\n", absl::StartsWith(version, name) ? "" : (name + " ").c_str(),
+                version.c_str());
+  }
 }
 
 // A core dump of a run holds the model and the data.

@@ -67,8 +67,8 @@ class Backbone {
   // (N, D) -> (N, D) through the layers of the range. Builds autograd state only where a trained parameter or an input that
   // requires grad lies below. `cache` null: training, evaluation. Else attention also reads and extends the cache.
   virtual torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache = nullptr) = 0;
-  // Sum of cross-entropies (nats, float64 scalar on CPU, differentiable in h) over batch.target_rows, in chunks; the full logits
-  // never exist. Zero targets: a zero that still depends on h. Only when range().head.
+  // Sum of cross-entropies (nats, float64 scalar on h's device, differentiable in h) over batch.target_rows, in chunks; the full
+  // logits never exist. Zero targets: a zero that still depends on h. Only when range().head.
   virtual torch::Tensor LossSum(const torch::Tensor& h, SiteContext& context) = 0;
   // Outputs of the task head, (S, C) float32, one row per sample: the hook of the `head` site on the state that stands for the
   // sample (an encoder's first row; a decoder's last, behind the final norm). Only when range().head and the site has a hook.

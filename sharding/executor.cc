@@ -1,11 +1,13 @@
 #include "sharding/executor.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <chrono>
 #include <map>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,17 +26,22 @@ double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
+void WaitForDevice(torch::Device device) {
+  c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+}
+
 // MPI moves transfers on only while it is called: tests the open ones before each layer, in the
 // forward pass and, through the hidden state's gradient, in the backward pass.
 class ProgressHook : public models::SiteHook {
  public:
   explicit ProgressHook(std::weak_ptr<StageTransfers> transfers)
-      : transfers_(std::move(transfers)) {}
+      : transfers_(std::move(transfers)), thread_(std::this_thread::get_id()) {}
 
   torch::Tensor EditOutput(const models::SiteInput& /*x*/, torch::Tensor y,
                            models::SiteContext& /*context*/) override {
-    Progress(transfers_);
-    // CUDA gradients arrive on a thread of LibTorch's own, which may not call MPI.
+    // CUDA gradients arrive on a thread of LibTorch's own, which may not call MPI; recomputed
+    // layers run there too.
+    if (std::this_thread::get_id() == thread_) Progress(transfers_);
     if (y.requires_grad() && !y.is_leaf() && y.is_cpu()) {
       y.register_hook([transfers = transfers_](const torch::Tensor&) { Progress(transfers); });
     }
@@ -46,6 +53,7 @@ class ProgressHook : public models::SiteHook {
     if (const auto transfers = weak.lock()) transfers->Progress();
   }
   const std::weak_ptr<StageTransfers> transfers_;
+  const std::thread::id thread_;
 };
 
 }  // namespace
@@ -79,7 +87,7 @@ class Executor::Run {
 
   StepResult Go() {
     if (plan_.Part(stage_.index(), plan_.chunks - 1).head) {
-      result_.losses.resize(micro_batches_.size());
+      losses_.resize(micro_batches_.size());
       result_.outputs.resize(micro_batches_.size());
     }
     const double blocked_before = transfers_.blocked_seconds(), gathering_before = Gathering();
@@ -96,6 +104,8 @@ class Executor::Run {
       transfers_.Progress();
     }
     transfers_.FinishStep();
+    ReadLosses();
+    if (!options_.device.is_cpu()) WaitForDevice(options_.device);
     // Waiting for the replicas happens inside operations.
     const double gathering = Gathering() - gathering_before;
     if (options_.shards != nullptr) options_.shards->Settle();
@@ -103,6 +113,9 @@ class Executor::Run {
     result_.compute_seconds -= gathering;
     result_.blocked_seconds =
         transfers_.blocked_seconds() - blocked_before + Gathering() - gathering_before;
+    // What an operation costs a GPU is not seen from here: it only takes orders in between.
+    if (!options_.device.is_cpu())
+      result_.compute_seconds = result_.step_seconds - result_.blocked_seconds;
     result_.loss_sum = std::accumulate(result_.losses.begin(), result_.losses.end(), 0.0);
     return std::move(result_);
   }
@@ -164,7 +177,7 @@ class Executor::Run {
           Facts(part).head ? LossSum(op, backbone, hidden, context) : hidden.contiguous();
     }
     if (Facts(part).head) {
-      result_.losses[static_cast<size_t>(op.micro_batch)] = pending.output.item<double>();
+      losses_[static_cast<size_t>(op.micro_batch)] = pending.output.detach();
     }
     Record(op, begin);
     if (!Facts(part).head) {
@@ -184,6 +197,16 @@ class Executor::Run {
     const torch::Tensor outputs = backbone.TaskOutputs(hidden, context);
     if (!mode_.backward) result_.outputs[static_cast<size_t>(op.micro_batch)] = outputs.detach();
     return models::TaskLossSum(outputs, *context.batch);
+  }
+
+  // Once a step: each look at a number that lies on a GPU waits for it.
+  void ReadLosses() {
+    if (losses_.empty()) return;
+    const torch::Tensor all = at::stack(losses_).to(at::kCPU, at::kDouble);
+    result_.losses.assign(all.const_data_ptr<double>(), all.const_data_ptr<double>() + all.numel());
+    for (torch::Tensor& outputs : result_.outputs) {
+      if (outputs.defined()) outputs = outputs.to(at::kCPU);
+    }
   }
 
   void Backward(const Op& op) {
@@ -225,6 +248,7 @@ class Executor::Run {
   std::vector<size_t> receives_;  // operations that take a tensor in
   size_t next_receive_ = 0;
   std::map<std::pair<int, int>, Pending> pending_;  // by (chunk, micro-batch)
+  std::vector<torch::Tensor> losses_;               // of each micro-batch, where they were made
   Clock::time_point begin_;
   StepResult result_;
 };

@@ -60,11 +60,12 @@ NamedTensors GatherParameters(comm::Communicator& pipeline, const adapters::Adap
 NamedTensors GatherValues(comm::Communicator& pipeline, const adapters::AdapterSet& set,
                           const torch::Tensor& values) {
   nlohmann::json mine = nlohmann::json::array();
+  const torch::Tensor host = values.to(at::kCPU);
   std::vector<torch::Tensor> parts;
   for (size_t i = 0; i < set.parameters().size(); ++i) {
     const adapters::NamedParameter& parameter = set.parameters()[i];
     mine.push_back(Entry(parameter.name, parameter.layer, parameter.value));
-    parts.push_back(values.narrow(0, set.offset(i), parameter.value.numel()).to(at::kCPU));
+    parts.push_back(host.narrow(0, set.offset(i), parameter.value.numel()));
   }
   const std::vector<std::string> all = comm::AllGatherStrings(pipeline, mine.dump());
   torch::Tensor flat = parts.empty() ? at::empty({0}) : at::cat(parts);

@@ -29,18 +29,20 @@ class ModelEncoder : public adapters::PromptEncoder {
     return model_->trained_weights();
   }
 
-  torch::Tensor Encode(const torch::Tensor& /*y*/, const models::MicroBatch& batch,
+  torch::Tensor Encode(const torch::Tensor& y, const models::MicroBatch& batch,
                        const std::vector<models::Segment>& segments) override {
     GRAFT_CHECK(batch.prompts != nullptr, "the micro-batch has no prompts for an encoder");
     at::AutoGradMode mode(choice_.train && at::GradMode::is_enabled());
     const models::MicroBatch chosen = Choose(batch, segments);
-    if (chosen.num_rows() == 0) return at::zeros({static_cast<int64_t>(segments.size()), width()});
+    const auto wide = y.options().dtype(torch::kFloat32).requires_grad(false);
+    if (chosen.num_rows() == 0)
+      return at::zeros({static_cast<int64_t>(segments.size()), width()}, wide);
     models::SiteContext context;
     context.batch = &chosen;
     const torch::Tensor h = model_->Layers(model_->Embed(context), context).to(torch::kFloat32);
     std::vector<torch::Tensor> rows;
     for (const models::Segment& prompt : chosen.segments) {
-      rows.push_back(prompt.length == 0 ? at::zeros({width()}) : Pool(h, prompt));
+      rows.push_back(prompt.length == 0 ? at::zeros({width()}, wide) : Pool(h, prompt));
     }
     return at::stack(rows);
   }
@@ -93,11 +95,12 @@ absl::StatusOr<adapters::EncoderFacts> ReadEncoderFacts(const std::string& folde
 }
 
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadModelEncoder(
-    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights,
-    torch::Dtype dtype) {
+    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights, torch::Dtype dtype,
+    torch::Device device) {
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadEncoderConfig(choice.path));
   models::BackboneOptions options;
   options.dtype = dtype;
+  options.device = device;
   options.language_head = false;
   options.train_weights = choice.train;
   const models::LayerRange all{0, static_cast<int>(config.num_layers), true, false};

@@ -17,6 +17,7 @@ absl::StatusOr<adapters::EncoderFacts> ReadEncoderFacts(const std::string& folde
 // Builds it from the weights of its folder: frozen in `dtype`, without gradient; or with float32
 // leaves that are trained. No dropout. Kind input.
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadModelEncoder(
-    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights, torch::Dtype dtype);
+    const adapters::PromptEncoderChoice& choice, models::WeightSource& weights, torch::Dtype dtype,
+    torch::Device device = torch::kCPU);
 
 }  // namespace graft::sharding

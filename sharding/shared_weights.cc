@@ -13,6 +13,19 @@ namespace {
 
 constexpr int kGradientTag = 29970, kValueTag = 29971;
 
+// Ranks of a pipeline hand these over through host memory: once a step, and seldom many.
+void SendTensor(comm::Communicator& pipeline, const torch::Tensor& tensor, int to, int tag) {
+  const torch::Tensor host = tensor.detach().to(torch::kCPU);
+  pipeline.Send(BufferOf(host), to, tag);
+}
+
+torch::Tensor ReceiveLike(comm::Communicator& pipeline, const torch::Tensor& like, int from,
+                          int tag) {
+  const torch::Tensor host = at::empty(like.sizes(), like.scalar_type());
+  pipeline.Recv(BufferOf(host), from, tag);
+  return host.to(like.device());
+}
+
 torch::Tensor GradientOf(const torch::Tensor& leaf) {
   return leaf.grad().defined() ? leaf.grad().contiguous() : at::zeros_like(leaf);
 }
@@ -52,10 +65,9 @@ void SharedWeights::CollectGradients() {
     if (pair.copied.defined()) {
       gradient = GradientOf(pair.copied);
       pair.copied.mutable_grad() = torch::Tensor();
-      if (!pair.owned.defined()) pipeline_.Send(BufferOf(gradient), pair.owner, kGradientTag);
+      if (!pair.owned.defined()) SendTensor(pipeline_, gradient, pair.owner, kGradientTag);
     } else if (pair.owned.defined()) {
-      gradient = at::empty_like(pair.owned, at::MemoryFormat::Contiguous);
-      pipeline_.Recv(BufferOf(gradient), pair.copy, kGradientTag);
+      gradient = ReceiveLike(pipeline_, pair.owned, pair.copy, kGradientTag);
     }
     if (pair.owned.defined()) pair.owned.mutable_grad().add_(gradient);
   }
@@ -67,9 +79,9 @@ void SharedWeights::SpreadValues() {
     if (pair.owned.defined() && pair.copied.defined()) {
       pair.copied.copy_(pair.owned);
     } else if (pair.owned.defined()) {
-      pipeline_.Send(BufferOf(pair.owned.detach()), pair.copy, kValueTag);
+      SendTensor(pipeline_, pair.owned, pair.copy, kValueTag);
     } else if (pair.copied.defined()) {
-      pipeline_.Recv(BufferOf(pair.copied.detach()), pair.owner, kValueTag);
+      pair.copied.copy_(ReceiveLike(pipeline_, pair.copied, pair.owner, kValueTag));
     }
   }
 }

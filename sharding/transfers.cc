@@ -2,6 +2,9 @@
 
 #include <chrono>
 #include <string>
+#include <string_view>
+
+#include <ATen/ATen.h>
 
 #include "base/status.h"
 #include "sharding/buffer.h"
@@ -16,7 +19,14 @@ uint32_t ShortHash(const Plan& plan) {
 }  // namespace
 
 StageTransfers::StageTransfers(const Plan& plan, int stage, comm::Communicator& pipeline)
-    : plan_(plan), stage_(stage), link_(pipeline, ShortHash(plan)) {}
+    : plan_(plan),
+      stage_(stage),
+      moves_device_memory_(std::string_view(pipeline.backend()) == "nccl"),
+      link_(pipeline, ShortHash(plan)) {}
+
+bool StageTransfers::Travels(const torch::Tensor& tensor) const {
+  return tensor.is_cpu() || moves_device_memory_;
+}
 
 int StageTransfers::SourcePart(const FlowKey& key) const {
   return key.pass == Pass::kForward ? key.part - 1 : key.part + 1;
@@ -32,7 +42,9 @@ void StageTransfers::Post(const FlowKey& key, torch::Tensor buffer) {
   const int from = plan_.parts[static_cast<size_t>(SourcePart(key))].stage;
   if (from == stage_) return;
   Transfer& transfer = incoming_[key];
-  transfer.tensor = std::move(buffer);
+  transfer.device = buffer.device();
+  transfer.tensor = Travels(buffer) ? std::move(buffer)
+                                    : at::empty(buffer.sizes(), buffer.options().device(at::kCPU));
   transfer.request = link_.StartRecv(BufferOf(transfer.tensor), from, Id(key));
 }
 
@@ -41,7 +53,7 @@ torch::Tensor StageTransfers::Take(const FlowKey& key) {
   const auto found = incoming_.find(key);
   GRAFT_CHECK(found != incoming_.end(), "a stage input was neither posted nor handed over");
   Wait(found->second);
-  torch::Tensor tensor = std::move(found->second.tensor);
+  torch::Tensor tensor = found->second.tensor.to(found->second.device);
   incoming_.erase(found);
   return tensor;
 }
@@ -59,7 +71,7 @@ void StageTransfers::Give(const FlowKey& key, torch::Tensor tensor) {
     open.pop_front();
   }
   Transfer& transfer = open.emplace_back();
-  transfer.tensor = std::move(tensor);
+  transfer.tensor = Travels(tensor) ? std::move(tensor) : tensor.to(at::kCPU);
   transfer.request = link_.StartSend(BufferOf(transfer.tensor), to, id);
 }
 

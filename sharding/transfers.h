@@ -36,7 +36,8 @@ class StageTransfers {
 
   // Numbers the transfers of the step that follows; all stages must use the same.
   void BeginStep(int64_t step) { step_ = static_cast<uint64_t>(step); }
-  // Posts the receive into `buffer`. Nothing to do for a flow that stays on this rank.
+  // Posts the receive of a tensor like `buffer`, into it where the ranks move its memory; a GPU's
+  // tensors go through host memory otherwise. Nothing to do for a flow that stays on this rank.
   void Post(const FlowKey& key, torch::Tensor buffer);
   // Waits for a posted or handed-over tensor.
   torch::Tensor Take(const FlowKey& key);
@@ -54,15 +55,18 @@ class StageTransfers {
  private:
   // The request is destroyed before the tensor that it uses.
   struct Transfer {
-    torch::Tensor tensor;
+    torch::Tensor tensor;                // as it travels
+    torch::Device device = torch::kCPU;  // where it is wanted
     std::unique_ptr<comm::Request> request;
   };
   int SourcePart(const FlowKey& key) const;
   comm::TransferId Id(const FlowKey& key) const;
+  bool Travels(const torch::Tensor& tensor) const;
   void Wait(Transfer& transfer);
 
   const Plan& plan_;
   const int stage_;
+  const bool moves_device_memory_;
   comm::StageLink link_;
   uint64_t step_ = 0;
   std::map<FlowKey, Transfer> incoming_;

@@ -15,8 +15,9 @@ ALLOWED = {
     "trainer": {"base", "comm", "models", "adapters", "sharding", "trainer"},
     "launch": {"base", "comm", "models", "adapters", "sharding", "trainer", "launch"},
 }
-# What adapters/ may see of models/: the site mechanism, never an architecture.
-SITE_HEADERS = {"models/site.h", "models/micro_batch.h", "models/role.h"}
+# What adapters/ may see of models/: the site mechanism and where the loops run, never an architecture.
+SITE_HEADERS = {"models/site.h", "models/micro_batch.h", "models/role.h", "models/device.h",
+                "models/gpu_kernels.h"}
 # System headers that have one place.
 ONE_PLACE = {r"<mpi\.h>": "comm/", r"<nccl\.h>": "comm/", r"<glog/.*>": "base/logging."}
 

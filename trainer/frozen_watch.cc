@@ -22,7 +22,7 @@ WatchedTensor::WatchedTensor(std::string name, const torch::Tensor& tensor)
 
 bool WatchedTensor::Hash(uint64_t* hash) const {
   const c10::intrusive_ptr<c10::StorageImpl> storage = storage_.lock();
-  if (!storage) return false;
+  if (!storage || storage->device_type() != c10::DeviceType::CPU) return false;
   *hash =
       Hash64(static_cast<const uint8_t*>(storage->data()) + offset_, static_cast<size_t>(bytes_));
   return true;

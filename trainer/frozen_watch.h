@@ -2,8 +2,8 @@
 // them again between steps, a few at a time (reliability.md 4.4). Memory that flips, or a kernel
 // that writes where it should not, ends the run instead of spoiling it. Used by the trainer.
 //
-// It holds no weight alive. A matrix that a layer has packed is watched in its packed form, from
-// the moment of packing.
+// It holds no weight alive, and watches host memory only (a GPU's has ECC of its own). A matrix
+// that a layer has packed is watched in its packed form, from the moment of packing.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,13 @@
 
 namespace graft::trainer {
 
-// A loaded CPU tensor that may be gone.
+// A loaded tensor that may be gone.
 class WatchedTensor {
  public:
   WatchedTensor(std::string name, const torch::Tensor& tensor);
   const std::string& name() const { return name_; }
   int64_t bytes() const { return bytes_; }
-  // Its hash64, or false when it is gone.
+  // Its hash64, or false when it is gone or does not lie in host memory.
   bool Hash(uint64_t* hash) const;
 
  private:

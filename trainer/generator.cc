@@ -34,7 +34,7 @@ class PipelinedForward {
     }
   }
 
-  // Logits of `rows`, (rows, V) float32, on the last stage; undefined on the others.
+  // Logits of `rows`, (rows, V) float32 in host memory, on the last stage; undefined on the others.
   torch::Tensor Run(const models::MicroBatch& batch, const std::vector<int64_t>& rows) {
     torch::Tensor h, logits;
     const sharding::Plan& plan = model_.plan();
@@ -48,7 +48,7 @@ class PipelinedForward {
       h = part.embed ? backbone.Embed(context) : TakeHidden(plan, i, batch.boundary_rows(), h);
       h = backbone.Layers(h, context, caches_[static_cast<size_t>(part.chunk)].get());
       if (part.head)
-        logits = backbone.Logits(h, rows);
+        logits = backbone.Logits(h, rows).to(at::kCPU);
       else
         HandOn(plan, i, h);
     }
@@ -70,16 +70,16 @@ class PipelinedForward {
                            const torch::Tensor& own) {
     const int from = plan.parts[part - 1].stage;
     if (from == pipeline_.rank()) return own;
-    torch::Tensor h = at::empty({rows, model_.config().hidden_size}, model_.dtype());
+    const torch::Tensor h = at::empty({rows, model_.config().hidden_size}, model_.dtype());
     pipeline_.Recv(sharding::BufferOf(h), from, kHiddenTag + static_cast<int>(part));
-    return h;
+    return h.to(model_.device());
   }
 
   void HandOn(const sharding::Plan& plan, size_t part, const torch::Tensor& h) {
     const int to = plan.parts[part + 1].stage;
-    if (to != pipeline_.rank())
-      pipeline_.Send(sharding::BufferOf(h.contiguous()), to,
-                     kHiddenTag + static_cast<int>(part) + 1);
+    if (to == pipeline_.rank()) return;
+    const torch::Tensor host = h.to(at::kCPU).contiguous();
+    pipeline_.Send(sharding::BufferOf(host), to, kHiddenTag + static_cast<int>(part) + 1);
   }
 
   LoadedModel& model_;

@@ -19,6 +19,7 @@
 #include "sharding/adapter_folder.h"
 #include "sharding/gather.h"
 #include "sharding/model_encoder.h"
+#include "trainer/device.h"
 #include "trainer/fingerprint.h"
 #include "trainer/memory.h"
 #include "trainer/merge_model.h"
@@ -68,21 +69,15 @@ int64_t CountWhere(const std::vector<adapters::ParameterSpec>& parameters, const
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
-    const Recipe& recipe, const models::ModelConfig& config) {
+    const Recipe& recipe, const models::ModelConfig& config, torch::Device device) {
   if (recipe.model.path.empty())
-    return models::SyntheticWeights(config, static_cast<uint64_t>(recipe.run.seed));
+    return models::SyntheticWeights(config, static_cast<uint64_t>(recipe.run.seed), device);
   models::SafetensorsFile::Options options;
   options.follow_links = recipe.model.follow_links;
   return models::OpenFolderWeights(recipe.model.path, options);
 }
 
 absl::Status CheckSupported(const Recipe& recipe) {
-  if (recipe.parallel.device == "cuda") return Unsupported("parallel.device", "cuda", "auto, cpu");
-  if (recipe.parallel.backend == "nccl") {
-    return RecipeError(
-        "parallel.backend: found nccl, which moves GPU memory, but parallel.device is cpu; "
-        "allowed: auto, mpi");
-  }
   if (recipe.adapter.backbone_dropout != "none") {
     return Unsupported("adapter.backbone_dropout", recipe.adapter.backbone_dropout, "none");
   }
@@ -246,6 +241,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_ASSIGN_OR_RETURN(
       model->groups_, world.MakeGroups({.data = static_cast<int>(recipe.parallel.data),
                                         .pipeline = static_cast<int>(recipe.parallel.pipeline)}));
+  GRAFT_RETURN_IF_ERROR(model->ChooseHardware(recipe));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe, work)));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
@@ -258,6 +254,20 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   if (!recipe.adapter.init_from.empty())
     GRAFT_RETURN_IF_ERROR(model->InitFrom(recipe.adapter.init_from));
   return model;
+}
+
+absl::Status LoadedModel::ChooseHardware(const Recipe& recipe) {
+  GRAFT_ASSIGN_OR_RETURN(device_, ChooseDevice(recipe.parallel.device, world_.all()));
+  const std::string& backend = recipe.parallel.backend;
+  if (device_.is_cpu()) {
+    if (backend != "nccl") return absl::OkStatus();
+    return RecipeError(absl::StrCat(
+        "parallel.backend: found nccl, which moves GPU memory, but parallel.device ",
+        recipe.parallel.device == "auto" ? "(auto) " : "", "is cpu; allowed: auto, mpi"));
+  }
+  const bool built_in = absl::StartsWith(comm::NcclVersion(), "NCCL");
+  if (backend == "mpi" || (backend == "auto" && !built_in)) return absl::OkStatus();
+  return world_.AddDeviceGroups(&groups_, device_.index());
 }
 
 absl::Status LoadedModel::OpenConfig(const Recipe& recipe, const WorkShape& work) {
@@ -281,14 +291,16 @@ absl::Status LoadedModel::MakePlan(const Recipe& recipe, const WorkShape& work) 
 absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   const LoadingMemory while_loading;
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
-                         OpenRecipeWeights(recipe, config_));
+                         OpenRecipeWeights(recipe, config_, device_));
   RecordingWeights recorded(*weights);
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;
+  backbone.device = device_;
   backbone.recompute = recipe.model.recompute == "layer";
   backbone.quantize = models::ParseQuantization(recipe.model.quantize);
   if (recipe.parallel.shard_weights) {
-    shards_ = std::make_shared<sharding::FrozenShards>(*groups_.data_group, backbone.device);
+    shards_ = std::make_shared<sharding::FrozenShards>(
+        groups_.device_data_group ? *groups_.device_data_group : *groups_.data_group, device_);
     backbone.layer_memory = shards_;
   }
   backbone.language_head = outputs_ == 0;
@@ -299,6 +311,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   attach.seed = static_cast<uint64_t>(recipe.run.seed);
   attach.num_layers = static_cast<int>(config_.num_layers);
   attach.model_dtype = dtype_;
+  attach.device = device_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
   GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder, LoadEncoder(recipe));
   if (is_last_stage()) {
@@ -316,8 +329,10 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   GRAFT_ASSIGN_OR_RETURN(const sharding::ScheduleKind schedule,
                          sharding::ParseSchedule(recipe.parallel.schedule));
   executor_ = std::make_unique<sharding::Executor>(
-      plan_, *stage_, *groups_.pipeline_group,
-      sharding::ExecutorOptions{.schedule = schedule, .dtype = dtype_, .shards = shards_});
+      plan_, *stage_,
+      groups_.device_pipeline_group ? *groups_.device_pipeline_group : *groups_.pipeline_group,
+      sharding::ExecutorOptions{
+          .schedule = schedule, .dtype = dtype_, .device = device_, .shards = shards_});
   return absl::OkStatus();
 }
 
@@ -339,7 +354,7 @@ absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadedModel::LoadEncode
       models::OpenFolderWeights(choice->path, {.follow_links = recipe.model.follow_links}));
   RecordingWeights recorded(*weights, "encoder: ");
   GRAFT_ASSIGN_OR_RETURN(std::shared_ptr<adapters::PromptEncoder> encoder,
-                         sharding::LoadModelEncoder(*choice, recorded, dtype_));
+                         sharding::LoadModelEncoder(*choice, recorded, dtype_, device_));
   if (!choice->train) {
     encoder_weights_ = recorded.loaded();
     derived_weights_.Append(recorded.derived());

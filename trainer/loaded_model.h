@@ -61,8 +61,9 @@ absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
                                               const models::ModelConfig& config,
                                               const AdapterChoice& adapter, const WorkShape& work);
 // The frozen weights of model.path or model.shape.
+// `device`: where those of a shape are made.
 absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
-    const Recipe& recipe, const models::ModelConfig& config);
+    const Recipe& recipe, const models::ModelConfig& config, torch::Device device = torch::kCPU);
 torch::Dtype RecipeDtype(const Recipe& recipe);
 
 class LoadedModel {
@@ -83,6 +84,8 @@ class LoadedModel {
   bool is_last_stage() const { return stage_index() == grid().pipeline - 1; }
   int threads() const { return threads_; }
   torch::Dtype dtype() const { return dtype_; }
+  // Where weights, hidden states and what is trained lie on this rank.
+  torch::Device device() const { return device_; }
   const models::ModelConfig& config() const { return config_; }
   const adapters::Method& method() const { return *adapter_.method; }
   const std::vector<models::SiteSpec>& matched() const { return adapter_.matched; }
@@ -128,6 +131,8 @@ class LoadedModel {
 
  private:
   explicit LoadedModel(comm::World& world) : world_(world) {}
+  // parallel.device and parallel.backend against what there is.
+  absl::Status ChooseHardware(const Recipe& recipe);
   absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
   absl::Status LoadStage(const Recipe& recipe, Purpose purpose);
@@ -143,6 +148,7 @@ class LoadedModel {
   comm::Groups groups_;
   int threads_ = 1;
   torch::Dtype dtype_ = torch::kFloat32;
+  torch::Device device_ = torch::kCPU;
   std::string task_;            // task.type
   std::string peft_task_type_;  // as adapter_config.json names it
   int64_t outputs_ = 0;

@@ -16,6 +16,7 @@
 #include "sharding/adapter_folder.h"
 #include "sharding/buffer.h"
 #include "trainer/data/collate.h"
+#include "trainer/device.h"
 #include "trainer/memory.h"
 #include "trainer/scoring/sensitivity_file.h"
 #include "trainer/stopwatch.h"
@@ -50,7 +51,7 @@ TrainRecord Trainer::TrainStep() {
   // 2. One flat all-reduce over the ranks that hold the same stage; then one small vector over all
   // ranks, which every decision below is taken from.
   const Stopwatch reduce_clock;
-  reducer_->Reduce(sharding::BufferOf(adapters.gradients()));
+  ReduceGradients();
   std::vector<double> compute_seconds;
   const comm::ControlVector total = comm::ReduceControl(
       world_.all(), MeasureStep(result, reduce_clock.Seconds()), &compute_seconds);
@@ -110,6 +111,18 @@ std::vector<models::MicroBatch> Trainer::CollateStep() {
   return micro_batches;
 }
 
+// A GPU's gradients go through host memory where no NCCL group moves them.
+void Trainer::ReduceGradients() {
+  const torch::Tensor& gradients = model_->adapters().gradients();
+  if (gradients.is_cpu() || model_->groups().device_data_group != nullptr) {
+    reducer_->Reduce(sharding::BufferOf(gradients));
+  } else if (reducer_->group_size() > 1) {
+    const torch::Tensor host = gradients.to(torch::kCPU);
+    reducer_->Reduce(sharding::BufferOf(host));
+    gradients.copy_(host);
+  }
+}
+
 comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
                                          double reduce_seconds) {
   const StepTrace::Scope scope(trace_.get(), "measure", "compute");
@@ -140,7 +153,9 @@ comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,
   mine.saves_failed = vote.failed;
   mine.compute_seconds = result.compute_seconds;
   mine.communication_seconds = result.blocked_seconds + reduce_seconds;
-  mine.peak_memory_bytes = static_cast<double>(PeakResidentBytes());
+  const torch::Device device = model_->device();
+  mine.peak_memory_bytes =
+      static_cast<double>(device.is_cpu() ? PeakResidentBytes() : PeakDeviceBytes(device));
   return mine;
 }
 

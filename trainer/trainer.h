@@ -82,6 +82,7 @@ class Trainer {
   TrainRecord TrainStep();
   std::vector<models::MicroBatch> CollateStep();
   int64_t ReceivedWeightBytes() const;  // by this rank so far, with parallel.shard_weights
+  void ReduceGradients();
   comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
 
   // Between steps.

@@ -149,7 +149,9 @@ absl::Status Trainer::LoadModel() {
                                                     .weight_decay = optim.weight_decay});
   if (recipe_.adapter.track_sensitivity)
     sensitivity_ = std::make_unique<SensitivityTracker>(model_->adapters().values());
-  reducer_ = std::make_unique<comm::FlatReducer>(*model_->groups().data_group);
+  comm::Groups& groups = model_->groups();
+  reducer_ = std::make_unique<comm::FlatReducer>(
+      groups.device_data_group ? *groups.device_data_group : *groups.data_group);
   std::vector<WatchedTensor> frozen = model_->loaded_weights();
   frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
   frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());
@@ -195,8 +197,10 @@ LayoutRecord Trainer::Layout() const {
   return {.data = static_cast<int>(parallel.data),
           .pipeline = static_cast<int>(parallel.pipeline),
           .schedule = parallel.schedule,
-          .device = "cpu",
-          .backend = world_.all().backend(),
+          .device = model_->device().is_cpu() ? "cpu" : "cuda",
+          .backend = model_->groups().device_data_group || model_->groups().device_pipeline_group
+                         ? "nccl"
+                         : world_.all().backend(),
           .threads = model_->threads(),
           .micro_batch = recipe_.optim.micro_batch};
 }
@@ -234,7 +238,8 @@ absl::Status Trainer::OpenMetrics() {
   run.versions = {{"graft", Version()},
                   {"libtorch", TORCH_VERSION},
                   {"mpi", comm::MpiVersion()},
-                  {"nccl", comm::NcclVersion()}};
+                  {"nccl", comm::NcclVersion()},
+                  {"cuda", comm::CudaVersion()}};
   run.layout = Layout();
   run.trainable_parameters = model_->trainable_parameters();
   run.head_parameters = model_->head_parameters();

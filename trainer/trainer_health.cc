@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include <ATen/ATen.h>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/logging.h"
@@ -17,11 +19,15 @@ void Trainer::WatchGradients(double lr) {
   // With a learning rate of 0 nothing moves, so what starts behind a zero still gets no gradient.
   if (lr <= 0 || !gradient_watch_->watching()) return;
   const adapters::AdapterSet& adapters = model_->adapters();
-  std::vector<bool> has_gradient;
+  std::vector<torch::Tensor> any;  // read together: each look at a GPU's number waits for it
   for (size_t i = 0; i < adapters.parameters().size(); ++i) {
     const int64_t size = adapters.parameters()[i].value.numel();
-    has_gradient.push_back(
-        adapters.gradients().narrow(0, adapters.offset(i), size).any().item<bool>());
+    any.push_back(adapters.gradients().narrow(0, adapters.offset(i), size).any());
+  }
+  std::vector<bool> has_gradient;
+  if (!any.empty()) {
+    const torch::Tensor read = at::stack(any).to(at::kCPU);
+    has_gradient.assign(read.const_data_ptr<bool>(), read.const_data_ptr<bool>() + read.numel());
   }
   gradient_watch_->Add(has_gradient);
   if (gradient_watch_->watching()) return;

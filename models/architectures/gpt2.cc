@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "models/architectures/layer_stack.h"
+#include "models/device.h"
 #include "models/layers/activation.h"
 
 namespace graft::models {
@@ -28,7 +29,7 @@ class Gpt2 : public LayerStack {
 
   torch::Tensor Embed(SiteContext& context) override {
     const torch::Tensor words = EmbedTokens(*embedding_, context);
-    return words + positions_->Rows(torch::tensor(context.batch->positions, torch::kInt64));
+    return words + positions_->Rows(IndexTensor(context.batch->positions, options_.device));
   }
 
   torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache) override {

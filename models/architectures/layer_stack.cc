@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/device.h"
 #include "models/layers/quantized_weight.h"
 #include "models/layers/recompute.h"
 #include "models/layers/trained_matrix.h"
@@ -30,14 +31,15 @@ class StackKvCache : public KvCache {
 
 absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
                                                const std::vector<int64_t>& shape) {
-  return weights_.Load(name, shape, dtype_);
+  GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, dtype_));
+  return stored.to(device_);
 }
 
 absl::StatusOr<torch::Tensor> PartLoader::LoadLeaf(const std::string& name,
                                                    const std::vector<int64_t>& shape) {
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, torch::kFloat32));
   // Its own tensor on the source's memory: whoever trains it gives it memory of its own.
-  torch::Tensor leaf = stored.detach().requires_grad_();
+  torch::Tensor leaf = stored.to(device_).detach().requires_grad_();
   trained_.emplace_back(name, leaf);
   parameters_ += leaf.numel();
   return leaf;
@@ -67,12 +69,13 @@ std::shared_ptr<const FrozenWeight> PartLoader::Freeze(const std::string& name,
                                                        torch::Tensor weight) {
   std::shared_ptr<const FrozenWeight> frozen;
   if (quantize_ == Quantization::kNone) {
+    weight = weight.to(device_);
     frozen = packer_ != nullptr ? packer_->AddPlain(weight)
                                 : MakeFrozenWeight(std::move(weight), FrozenUse::kProducts);
   } else {
     const QuantizedShape shape{quantize_, weight.size(0), weight.size(1)};
     double error = 0;
-    torch::Tensor stored = QuantizeMatrix(weight, quantize_, &error);
+    torch::Tensor stored = QuantizeMatrix(weight.cpu(), quantize_, &error).to(device_);
     quantization_.Add(name, error);
     frozen = packer_ != nullptr ? packer_->AddQuantized(std::move(stored), shape, dtype_)
                                 : MakeQuantizedWeight(std::move(stored), shape, dtype_);
@@ -185,7 +188,7 @@ torch::Tensor LayerStack::TaskOutputs(const torch::Tensor& h, SiteContext& conte
 torch::Tensor LayerStack::Pool(const torch::Tensor& h, const MicroBatch& batch) const {
   std::vector<int64_t> rows;
   for (const Segment& segment : batch.segments) rows.push_back(segment.begin + segment.length - 1);
-  return head_.norm.Forward(h.index_select(0, torch::tensor(rows, torch::kInt64))).value;
+  return head_.norm.Forward(h.index_select(0, IndexTensor(rows, h.device()))).value;
 }
 
 TargetResults LayerStack::EvaluateTargets(const torch::Tensor& h, SiteContext& context) {
@@ -243,7 +246,7 @@ torch::Tensor LayerStack::Attend(const torch::Tensor& q, const torch::Tensor& k,
 
 torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& context) const {
   context.layer = static_cast<int>(config_.num_layers);
-  const torch::Tensor ids = torch::tensor(context.batch->tokens, torch::kInt64);
+  const torch::Tensor ids = IndexTensor(context.batch->tokens, options_.device);
   return sites_->EditHidden(Role::kEmbed, table.Rows(ids), context);
 }
 

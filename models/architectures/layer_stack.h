@@ -25,6 +25,7 @@ class PartLoader {
   PartLoader(WeightSource& weights, const BackboneOptions& options)
       : weights_(weights),
         dtype_(options.dtype),
+        device_(options.device),
         train_(options.train_weights),
         first_trained_layer_(options.first_trained_layer),
         quantize_(options.quantize),
@@ -71,6 +72,7 @@ class PartLoader {
 
   WeightSource& weights_;
   torch::Dtype dtype_;
+  torch::Device device_;
   bool train_;
   int first_trained_layer_;
   Quantization quantize_;

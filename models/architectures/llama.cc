@@ -58,7 +58,8 @@ class Llama : public LayerStack {
   torch::Tensor Embed(SiteContext& context) override { return EmbedTokens(*embedding_, context); }
 
   torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache) override {
-    const RopeAngles angles = MakeRopeAngles(config_, *context.batch, options_.dtype);
+    const RopeAngles angles =
+        MakeRopeAngles(config_, *context.batch, options_.dtype, options_.device);
     return RunLayers(std::move(h), context, cache,
                      [this, angles](size_t i, torch::Tensor x, SiteContext& at, LayerKvCache* kv) {
                        return Forward(layers_[i], std::move(x), angles, at, kv);

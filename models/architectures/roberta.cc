@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "models/architectures/layer_stack.h"
+#include "models/device.h"
 #include "models/layers/activation.h"
 
 namespace graft::models {
@@ -29,8 +30,8 @@ class Roberta : public LayerStack {
   torch::Tensor Embed(SiteContext& context) override {
     const torch::Tensor words = EmbedTokens(*words_, context);
     const torch::Tensor rows =
-        torch::tensor(context.batch->positions, torch::kInt64) + config_.position_offset;
-    const torch::Tensor first_type = token_types_->Rows(torch::zeros({1}, torch::kInt64));
+        IndexTensor(context.batch->positions, options_.device) + config_.position_offset;
+    const torch::Tensor first_type = token_types_->Rows(IndexTensor({0}, options_.device));
     return embedding_norm_.Forward(words + first_type + positions_->Rows(rows)).value;
   }
 
@@ -49,7 +50,7 @@ class Roberta : public LayerStack {
     for (const Segment& segment : batch.segments) {
       rows.push_back(options_.pool_first_row ? segment.begin : segment.prompt_begin());
     }
-    return h.index_select(0, torch::tensor(rows, torch::kInt64));
+    return h.index_select(0, IndexTensor(rows, h.device()));
   }
   torch::Tensor Forward(const Layer& layer, torch::Tensor x, SiteContext& context) const;
   absl::Status LoadEmbeddings(PartLoader& loader);

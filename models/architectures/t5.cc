@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "models/architectures/layer_stack.h"
+#include "models/device.h"
 #include "models/layers/activation.h"
 #include "models/layers/geglu.h"
 #include "models/layers/relative_bias.h"
@@ -78,7 +79,7 @@ class T5 : public LayerStack {
     context.batch = batch.source.get();
     const torch::Tensor source = EmbedTokens(*embedding_, context);
     context.batch = &batch;
-    return at::cat({source, embedding_->Rows(torch::tensor(batch.tokens, torch::kInt64))});
+    return at::cat({source, embedding_->Rows(IndexTensor(batch.tokens, options_.device))});
   }
 
   torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache) override;
@@ -249,8 +250,8 @@ absl::Status T5::LoadBias(PartLoader& loader, bool decoder, BiasTable* table) co
 
 void T5::ReadBias(bool decoder, BiasTable* table) const {
   at::NoGradGuard no_grad;
-  const torch::Tensor rows =
-      table->weight->Rows(torch::arange(config_.relative_buckets, torch::kInt64));
+  const torch::Tensor rows = table->weight->Rows(torch::arange(
+      config_.relative_buckets, torch::TensorOptions(torch::kInt64).device(options_.device)));
   table->bias = MakeRelativeBias(rows, /*bidirectional=*/!decoder, config_.relative_max_distance);
 }
 

@@ -1,14 +1,15 @@
 #include "models/layers/attention.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <optional>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "models/device.h"
 #include "models/layers/attention_kernel.h"
+#include "models/layers/attention_mask.h"
+#include "models/layers/device_attention.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/saved_state.h"
 
@@ -21,57 +22,23 @@ torch::Tensor Heads(const torch::Tensor& flat, int64_t begin, int64_t length, in
   return flat.narrow(0, begin, length).view({1, length, heads, head_dim}).transpose(1, 2);
 }
 
-// Additive mask for the last `num_queries` of `num_keys` positions; nothing when the kernel's own
-// causal mask says the same.
-std::optional<torch::Tensor> WindowMask(int64_t num_queries, int64_t num_keys, int64_t window,
-                                        torch::Dtype dtype) {
-  const bool causal_alone = num_queries == num_keys && (window == 0 || num_keys <= window);
-  const bool sees_all = num_queries == 1 && (window == 0 || num_keys <= window);
-  if (causal_alone || sees_all) return std::nullopt;
-  const torch::Tensor query = at::arange(num_keys - num_queries, num_keys).unsqueeze(1);
-  const torch::Tensor key = at::arange(num_keys).unsqueeze(0);
-  torch::Tensor hidden = key.gt(query);
-  if (window > 0) hidden = hidden.logical_or(key.le(query - window));
-  return at::zeros({num_queries, num_keys}, torch::dtype(dtype))
-      .masked_fill(hidden, -std::numeric_limits<float>::infinity());
-}
-
 // Without wide bfloat16 instructions the kernel's bfloat16 backward is many times slower than its
 // float32 one.
 torch::Dtype KernelType(const torch::Tensor& x) {
-  return x.scalar_type() == torch::kBFloat16 && !HasFastBFloat16() ? torch::kFloat32
-                                                                   : x.scalar_type();
-}
-
-// (1, heads, queries, keys), of the last `num_queries` of `num_keys` positions.
-torch::Tensor BiasMask(int64_t num_queries, int64_t num_keys, const RelativeBias& bias,
-                       int64_t num_heads) {
-  const torch::Tensor query = at::arange(num_keys - num_queries, num_keys).unsqueeze(1);
-  const torch::Tensor distance =
-      (at::arange(num_keys).unsqueeze(0) - query).clamp(-bias.reach, bias.reach) + bias.reach;
-  const torch::Tensor values = at::from_blob(const_cast<float*>(bias.values.data()),
-                                             {num_heads, 2 * bias.reach + 1}, torch::kFloat32);
-  return values.index_select(1, distance.flatten()).view({1, num_heads, num_queries, num_keys});
+  const bool widens =
+      UsesHostKernels(x) && x.scalar_type() == torch::kBFloat16 && !HasFastBFloat16();
+  return widens ? torch::kFloat32 : x.scalar_type();
 }
 
 // LibTorch's kernel, without gradient: with a cache the work is reading it, not multiplying.
 torch::Tensor RunKernel(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const AttentionShape& shape) {
-  const int64_t queries = q.size(2), keys = k.size(2);
-  std::optional<torch::Tensor> mask;
-  if (shape.causal) mask = WindowMask(queries, keys, shape.sliding_window, q.scalar_type());
-  bool causal = shape.causal && !mask.has_value() && queries > 1;
-  if (shape.bias != nullptr) {
-    torch::Tensor both = BiasMask(queries, keys, *shape.bias, shape.num_heads);
-    if (causal) both = both + at::full({queries, keys}, -INFINITY).triu(1);
-    if (mask.has_value()) both = both + *mask;
-    mask = both.to(q.scalar_type());
-    causal = false;
-  }
+  if (!UsesHostKernels(q)) return device::AttendOne(q, k, v, shape);
+  const ScoreMask mask = MaskOf(q.size(2), k.size(2), shape, q.scalar_type(), q.device());
   std::optional<double> scale;
   if (shape.scale != 0) scale = shape.scale;
-  return std::get<0>(
-      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask, scale));
+  return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask.causal,
+                                                                     mask.added, scale));
 }
 
 // Rows of `segment` of the queries against `length` rows of keys and values, into `out`.
@@ -97,9 +64,12 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
   static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& q,
                                const torch::Tensor& k, const torch::Tensor& v,
                                const std::shared_ptr<AttentionCall>& call) {
+    const auto forward_pass = UsesHostKernels(q) ? &AttentionForward : &device::AttentionForward;
     const AttentionResult result =
-        AttentionForward(q, k, v, call->segments, call->key_segments, call->shape);
-    context->save_for_backward({q, k, v, result.out, result.log_sum_exp});
+        forward_pass(q, k, v, call->segments, call->key_segments, call->shape);
+    torch::autograd::variable_list saved = {q, k, v, result.out, result.log_sum_exp};
+    saved.insert(saved.end(), result.kernel_state.begin(), result.kernel_state.end());
+    context->save_for_backward(std::move(saved));
     SaveState(context, call);
     return result.out;
   }
@@ -108,9 +78,11 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                                                  torch::autograd::variable_list dy) {
     const auto saved = context->get_saved_variables();
     const AttentionCall& call = SavedState<AttentionCall>(context);
-    const auto [dq, dk, dv] = AttentionBackward(dy[0].contiguous(), saved[0], saved[1], saved[2],
-                                                {.out = saved[3], .log_sum_exp = saved[4]},
-                                                call.segments, call.key_segments, call.shape);
+    const auto backward_pass =
+        UsesHostKernels(saved[0]) ? &AttentionBackward : &device::AttentionBackward;
+    const AttentionResult result{saved[3], saved[4], {saved.begin() + 5, saved.end()}};
+    const auto [dq, dk, dv] = backward_pass(dy[0].contiguous(), saved[0], saved[1], saved[2],
+                                            result, call.segments, call.key_segments, call.shape);
     return {dq, dk, dv, {}};
   }
 };

@@ -18,7 +18,8 @@ namespace graft::models {
 // What is added to the scores by head and distance = key - query (T5, arXiv 1910.10683).
 struct RelativeBias {
   int64_t reach = 0;          // distances beyond it have the value of +-reach
-  std::vector<float> values;  // (heads, 2 reach + 1)
+  std::vector<float> values;  // (heads, 2 reach + 1); empty where only `table` is asked for
+  torch::Tensor table;        // the same on a device other than the host; undefined on the host
   // Of a head: [distance], -reach to reach.
   const float* Of(int64_t head) const { return values.data() + head * (2 * reach + 1) + reach; }
 };

@@ -20,6 +20,8 @@ namespace graft::models {
 struct AttentionResult {
   torch::Tensor out;          // (N, H d), dtype of q
   torch::Tensor log_sum_exp;  // (H, N) float32, of each row's scaled scores
+  // Of a device's kernel (device_attention.cc): what else its backward takes. Empty: nothing.
+  std::vector<torch::Tensor> kernel_state = {};
 };
 
 // q (N, H d), k and v (M, G d): contiguous, float32 or bfloat16. The same bits for every number of

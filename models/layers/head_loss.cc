@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "models/device.h"
+#include "models/layers/device_rows.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
 
@@ -13,57 +15,70 @@ namespace graft::models {
 namespace {
 
 constexpr int64_t kChunkRows = 1024;
-constexpr int64_t kChunkBytes = int64_t{64} << 20;
+// Of logits. A GPU reads the whole projection for each chunk and is fast only with many rows.
+constexpr int64_t kHostChunkBytes = int64_t{64} << 20, kDeviceChunkBytes = int64_t{512} << 20;
 
-int64_t ChunkRows(const LossHead& head) {
-  return std::clamp<int64_t>(kChunkBytes / 4 / head.projection.weight().out_features(), 1,
-                             kChunkRows);
+int64_t ChunkRows(const LossHead& head, const torch::Tensor& h) {
+  const int64_t bytes = h.is_cpu() ? kHostChunkBytes : kDeviceChunkBytes;
+  return std::clamp<int64_t>(bytes / 4 / head.projection.weight().out_features(), 1, kChunkRows);
 }
 
 // logits (P, V) float32 -> per-row loss; with `gradient` the logits become softmax - onehot in
 // place.
-torch::Tensor ChunkLosses(torch::Tensor& logits, const int64_t* ids, bool gradient) {
+torch::Tensor ChunkLosses(torch::Tensor& logits, const torch::Tensor& ids, bool gradient) {
+  if (!UsesHostKernels(logits)) return device::TokenLosses(logits, ids, gradient);
   const int64_t vocabulary = logits.size(1);
   torch::Tensor losses = at::empty({logits.size(0)}, logits.options());
+  const int64_t* id = ids.const_data_ptr<int64_t>();
   float* out = losses.data_ptr<float>();
   float* base = logits.data_ptr<float>();
   at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* values = base + row * vocabulary;
-      const float target = values[ids[row]];
+      const float target = values[id[row]];
       out[row] = (gradient ? rows::SoftmaxInPlace(values, vocabulary)
                            : rows::LogSumExp(values, vocabulary)) -
                  target;
-      if (gradient) values[ids[row]] -= 1.0f;
+      if (gradient) values[id[row]] -= 1.0f;
     }
   });
   return losses;
 }
 
-// right[i] = no logit of row i is larger than that of its target.
-void MarkRight(const torch::Tensor& logits, const int64_t* ids, bool* right) {
+// (P) bool: no logit of the row is larger than that of its target.
+torch::Tensor IsRight(const torch::Tensor& logits, const torch::Tensor& ids) {
+  if (!UsesHostKernels(logits))
+    return logits.gather(1, ids.unsqueeze(1)).squeeze(1).ge(logits.amax(1));
   const int64_t vocabulary = logits.size(1);
+  torch::Tensor right = at::empty({logits.size(0)}, torch::kBool);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
   const float* base = logits.const_data_ptr<float>();
+  bool* out = right.data_ptr<bool>();
   at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* values = base + row * vocabulary;
-      right[row] = values[ids[row]] >= rows::Largest(values, vocabulary);
+      out[row] = values[id[row]] >= rows::Largest(values, vocabulary);
     }
   });
+  return right;
 }
 
-torch::Tensor Select(const torch::Tensor& h, const std::vector<int64_t>& rows) {
-  return h.index_select(0, torch::tensor(rows, torch::kInt64));
-}
+// The targets of one chunk, on h's device.
+struct Targets {
+  torch::Tensor rows, ids;  // (P) int64
+};
 
-// Calls body(first, hidden states of the chunk) over the supervised rows.
+// Calls body(first, targets, hidden states of the chunk) over the supervised rows.
 template <typename Body>
-void ForEachChunk(const torch::Tensor& h, const std::vector<int64_t>& rows, const LossHead& head,
-                  const Body& body) {
-  const auto total = static_cast<int64_t>(rows.size()), chunk = ChunkRows(head);
+void ForEachChunk(const torch::Tensor& h, const std::vector<int64_t>& rows,
+                  const std::vector<int64_t>& ids, const LossHead& head, const Body& body) {
+  const auto total = static_cast<int64_t>(rows.size()), chunk = ChunkRows(head, h);
+  if (total == 0) return;
+  const Targets all{IndexTensor(rows, h.device()), IndexTensor(ids, h.device())};
   for (int64_t first = 0; first < total; first += chunk) {
-    const int64_t last = std::min(total, first + chunk);
-    body(first, Select(h, std::vector<int64_t>(rows.begin() + first, rows.begin() + last)));
+    const int64_t count = std::min(chunk, total - first);
+    const Targets part{all.rows.narrow(0, first, count), all.ids.narrow(0, first, count)};
+    body(first, part, h.index_select(0, part.rows));
   }
 }
 
@@ -89,34 +104,32 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
       gradients.push_back(at::zeros_like(h));
       for (const torch::Tensor& leaf : trained) gradients.push_back(at::zeros_like(leaf));
     }
-    double sum = 0;
-    ForEachChunk(h.detach(), rows, head, [&](int64_t first, const torch::Tensor& picked) {
-      sum += Chunk(picked, ids.data() + first, head, gradients, [&](const torch::Tensor& dpicked) {
-        const std::vector<int64_t> at_rows(rows.begin() + first,
-                                           rows.begin() + first + picked.size(0));
-        gradients[0].index_add_(0, torch::tensor(at_rows, torch::kInt64), dpicked);
-      });
-    });
+    // On h's device: reading it would hold the host up.
+    torch::Tensor sum = at::zeros({}, h.options().dtype(torch::kFloat64));
+    ForEachChunk(h.detach(), rows, ids, head,
+                 [&](int64_t, const Targets& targets, const torch::Tensor& picked) {
+                   sum.add_(Chunk(picked, targets, head, gradients));
+                 });
     context->save_for_backward(gradients);
-    return torch::tensor(sum, torch::kFloat64);
+    return sum;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list dloss) {
     torch::autograd::variable_list gradients = context->get_saved_variables();
-    const double scale = dloss[0].item<double>();
-    if (scale != 1.0) {
-      for (torch::Tensor& gradient : gradients) gradient = gradient * scale;
+    const bool on_host = dloss[0].is_cpu();
+    if (!on_host || dloss[0].item<double>() != 1.0) {
+      for (torch::Tensor& gradient : gradients) gradient = gradient * dloss[0];
     }
     gradients.resize(gradients.size() + 3);
     return gradients;
   }
 
  private:
-  // `sink` gets the gradient of `picked`; those of what is trained are added to gradients[1, ...).
-  template <typename Sink>
-  static double Chunk(const torch::Tensor& picked, const int64_t* ids, const LossHead& head,
-                      std::vector<torch::Tensor>& gradients, const Sink& sink) {
+  // Sum of the chunk's losses; its gradients are added to `gradients`, of h and then of what is
+  // trained (empty: none are wanted).
+  static torch::Tensor Chunk(const torch::Tensor& picked, const Targets& targets,
+                             const LossHead& head, std::vector<torch::Tensor>& gradients) {
     const bool gradient = !gradients.empty();
     // The norm's own backward serves here too; its graph lives inside this chunk only.
     torch::AutoGradMode with_graph(gradient);
@@ -124,7 +137,7 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     const torch::Tensor normed = head.norm.Forward(input).value;
     at::NoGradGuard no_grad;
     torch::Tensor logits = head.projection.weight().Multiply(normed.detach(), torch::kFloat32);
-    const double sum = ChunkLosses(logits, ids, gradient).sum(torch::kFloat64).item<double>();
+    const torch::Tensor sum = ChunkLosses(logits, targets.ids, gradient).sum(torch::kFloat64);
     if (!gradient) return sum;
     const torch::Tensor dnormed =
         head.projection.weight().MultiplyTransposed(logits, normed.scalar_type());
@@ -136,7 +149,7 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     inputs.push_back(input);
     const auto found = torch::autograd::grad({normed}, inputs, {dnormed});
     for (size_t i = 0; i + 1 < found.size(); ++i) gradients[2 + i].add_(found[i]);
-    sink(found.back());
+    gradients[0].index_add_(0, targets.rows, found.back());
     return sum;
   }
 };
@@ -152,22 +165,24 @@ TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& ro
                           const std::vector<int64_t>& ids, const LossHead& head) {
   at::NoGradGuard no_grad;
   const auto total = static_cast<int64_t>(rows.size());
-  TargetResults results{at::empty({total}, torch::kFloat32), at::empty({total}, torch::kBool)};
-  ForEachChunk(h, rows, head, [&](int64_t first, const torch::Tensor& picked) {
-    torch::Tensor logits =
-        head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
-    const int64_t* chunk_ids = ids.data() + first;
-    results.losses.narrow(0, first, picked.size(0)).copy_(ChunkLosses(logits, chunk_ids, false));
-    MarkRight(logits, chunk_ids, results.right.data_ptr<bool>() + first);
-  });
+  TargetResults results{at::empty({total}, h.options().dtype(torch::kFloat32)),
+                        at::empty({total}, h.options().dtype(torch::kBool))};
+  ForEachChunk(
+      h, rows, ids, head, [&](int64_t first, const Targets& targets, const torch::Tensor& picked) {
+        torch::Tensor logits =
+            head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
+        const int64_t count = picked.size(0);
+        results.losses.narrow(0, first, count).copy_(ChunkLosses(logits, targets.ids, false));
+        results.right.narrow(0, first, count).copy_(IsRight(logits, targets.ids));
+      });
   return results;
 }
 
 torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,
                          const LossHead& head) {
   at::NoGradGuard no_grad;
-  return head.projection.weight().Multiply(head.norm.Forward(Select(h, rows)).value,
-                                           torch::kFloat32);
+  const torch::Tensor picked = h.index_select(0, IndexTensor(rows, h.device()));
+  return head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
 }
 
 }  // namespace graft::models

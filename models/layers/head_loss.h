@@ -16,15 +16,15 @@ struct LossHead {
   FrozenLinear projection;  // (V, D), no bias
 };
 
-// sum_i -log softmax(norm(h[rows_i]) W^T)[ids_i], nats: a float64 scalar, differentiable in h (N,
-// D) and in what of the head is trained. The gradient is formed in the forward pass chunk by chunk
-// when h requires grad. No rows: zero that still depends on h.
+// sum_i -log softmax(norm(h[rows_i]) W^T)[ids_i], nats: a float64 scalar on h's device,
+// differentiable in h (N, D) and in what of the head is trained. The gradient is formed in the
+// forward pass chunk by chunk when h requires grad. No rows: zero that still depends on h.
 torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
                           const std::vector<int64_t>& ids, const LossHead& head);
 // The same for each target, without gradient.
 struct TargetResults {
-  torch::Tensor losses;  // (targets) float32, nats
-  torch::Tensor right;   // (targets) bool: no token has a larger logit
+  torch::Tensor losses;  // (targets) float32, nats, on h's device
+  torch::Tensor right;   // (targets) bool, likewise: no token has a larger logit
 };
 TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& rows,
                           const std::vector<int64_t>& ids, const LossHead& head);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "models/device.h"
 #include "models/layers/rebuilt_state.h"
 
 namespace graft::models {
@@ -11,7 +12,12 @@ namespace {
 class LayerNormState : public RebuiltState {
  public:
   LayerNormState(torch::Tensor x, torch::Tensor weight, torch::Tensor bias, double eps)
-      : x_(std::move(x)), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {}
+      : x_(std::move(x)), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {
+    if (UsesHostKernels(x_)) return;
+    // Only LibTorch's host kernel takes float32 weights for rows of another type.
+    weight_ = weight_.to(x_.scalar_type());
+    bias_ = bias_.to(x_.scalar_type());
+  }
 
   torch::Tensor Compute() override {
     auto [y, mean, rstd] = at::native_layer_norm(x_, {x_.size(1)}, weight_, bias_, eps_);

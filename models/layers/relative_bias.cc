@@ -27,14 +27,19 @@ torch::Tensor RelativeBuckets(const torch::Tensor& distance, bool bidirectional,
 
 std::shared_ptr<const RelativeBias> MakeRelativeBias(const torch::Tensor& table, bool bidirectional,
                                                      int64_t max_distance) {
-  const torch::Tensor distance = at::arange(-max_distance, max_distance + 1, torch::kInt64);
+  const torch::Tensor distance =
+      at::arange(-max_distance, max_distance + 1, table.options().dtype(torch::kInt64));
   const torch::Tensor rows = RelativeBuckets(distance, bidirectional, table.size(0), max_distance);
   const torch::Tensor values =
       table.to(torch::kFloat32).index_select(0, rows).t().contiguous();  // (heads, distances)
   auto bias = std::make_shared<RelativeBias>();
   bias->reach = max_distance;
-  bias->values.assign(values.const_data_ptr<float>(),
-                      values.const_data_ptr<float>() + values.numel());
+  if (values.is_cpu()) {
+    bias->values.assign(values.const_data_ptr<float>(),
+                        values.const_data_ptr<float>() + values.numel());
+  } else {
+    bias->table = values;
+  }
   return bias;
 }
 
@@ -47,7 +52,7 @@ torch::Tensor AttentionWithTrainedBias(const torch::Tensor& q, const torch::Tens
     const auto heads = [&](const torch::Tensor& x) {  // (heads, n, head_dim)
       return x.narrow(0, segment.begin, n).view({n, shape.num_heads, -1}).transpose(0, 1);
     };
-    const torch::Tensor places = at::arange(n);
+    const torch::Tensor places = at::arange(n, table.options().dtype(torch::kInt64));
     const torch::Tensor distance = places.unsqueeze(0) - places.unsqueeze(1);
     const torch::Tensor buckets =
         RelativeBuckets(distance, shape.bidirectional, table.size(0), shape.max_distance);

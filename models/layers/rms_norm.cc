@@ -1,9 +1,12 @@
 #include "models/layers/rms_norm.h"
 
 #include <cmath>
+#include <utility>
 
 #include <ATen/ATen.h>
 
+#include "models/device.h"
+#include "models/layers/device_rows.h"
 #include "models/layers/rebuilt_state.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
@@ -15,6 +18,7 @@ namespace {
 // agree with it.
 torch::Tensor Normalise(const torch::Tensor& x, const torch::Tensor& weight32,
                         const torch::Tensor& rstd) {
+  if (!UsesHostKernels(x)) return device::ScaleByNorm(x, weight32, rstd);
   torch::Tensor y = at::empty_like(x);
   const int64_t width = x.size(1);
   const bool rounds = x.scalar_type() != torch::kFloat32;
@@ -54,6 +58,7 @@ torch::Tensor ReciprocalRms(const torch::Tensor& x, double eps) {
 
 torch::Tensor NormBackward(const torch::Tensor& x, const torch::Tensor& weight32,
                            const torch::Tensor& rstd, const torch::Tensor& dy) {
+  if (!UsesHostKernels(x)) return device::RmsNormBackward(x, weight32, rstd, dy);
   torch::Tensor dx = at::empty_like(x);
   const int64_t width = x.size(1);
   const float* w = weight32.const_data_ptr<float>();
@@ -73,12 +78,25 @@ torch::Tensor NormBackward(const torch::Tensor& x, const torch::Tensor& weight32
 class NormState : public RebuiltState {
  public:
   NormState(torch::Tensor x, torch::Tensor weight32, double eps)
-      : x_(std::move(x)), weight32_(std::move(weight32)), rstd_(ReciprocalRms(x_, eps)) {}
-  torch::Tensor Compute() override { return Normalise(x_, weight32_, rstd_); }
+      : x_(std::move(x)), weight32_(std::move(weight32)) {
+    if (UsesHostKernels(x_)) {
+      rstd_ = ReciprocalRms(x_, eps);
+    } else {
+      auto [y, rstd] = device::RmsNorm(x_, weight32_, eps);
+      first_ = y;
+      rstd_ = rstd;
+    }
+  }
+  torch::Tensor Compute() override {
+    if (first_.defined()) return std::exchange(first_, torch::Tensor());
+    return Normalise(x_, weight32_, rstd_);
+  }
   torch::Tensor Backward(const torch::Tensor& dy) { return NormBackward(x_, weight32_, rstd_, dy); }
 
  private:
   torch::Tensor x_, weight32_, rstd_;
+  torch::Tensor
+      first_;  // the output, where one pass over the rows gives both: for the forward pass
 };
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "models/device.h"
+#include "models/layers/device_rows.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
 
@@ -89,8 +91,44 @@ std::vector<float> YarnFrequencies(const RopeConfig& rope, int64_t dim, int64_t 
   return frequencies;
 }
 
+// Position times inverse frequency, (N, head_dim / 2) float32.
+torch::Tensor AnglesOf(const ModelConfig& config, const MicroBatch& batch,
+                       float* attention_factor) {
+  const int64_t half = config.head_dim / 2;
+  torch::Tensor angles = at::empty({batch.num_rows(), half}, torch::kFloat32);
+  float* angle = angles.data_ptr<float>();
+  std::vector<float> frequencies;
+  for (const Segment& segment : batch.segments) {
+    const int64_t length =
+        segment.length == 0
+            ? 0
+            : batch.positions[static_cast<size_t>(segment.begin + segment.length - 1)] + 1;
+    if (frequencies.empty() || config.rope.type == "dynamic")
+      frequencies = InverseFrequencies(config, length, attention_factor);
+    for (int64_t row = segment.begin; row < segment.begin + segment.length; ++row) {
+      const float position = static_cast<float>(batch.positions[static_cast<size_t>(row)]);
+      for (int64_t i = 0; i < half; ++i)
+        angle[row * half + i] = position * frequencies[static_cast<size_t>(i)];
+    }
+  }
+  return angles;
+}
+
+RopeAngles CosinesAndSines(const torch::Tensor& angles, float attention_factor) {
+  RopeAngles result{at::empty_like(angles), at::empty_like(angles)};
+  const float* angle = angles.const_data_ptr<float>();
+  float* cosine = result.cosine.data_ptr<float>();
+  float* sine = result.sine.data_ptr<float>();
+  for (int64_t i = 0; i < angles.numel(); ++i) {
+    cosine[i] = std::cos(angle[i]) * attention_factor;
+    sine[i] = std::sin(angle[i]) * attention_factor;
+  }
+  return result;
+}
+
 torch::Tensor RotateAll(const torch::Tensor& x, const RopeAngles& angles, int64_t head_dim,
                         float sign) {
+  if (!UsesHostKernels(x)) return device::Rotate(x, angles.cosine, angles.sine, head_dim, sign);
   torch::Tensor y = at::empty_like(x);
   const int64_t width = x.size(1), half = head_dim / 2;
   const float* cosine = angles.cosine.const_data_ptr<float>();
@@ -148,36 +186,22 @@ std::vector<float> InverseFrequencies(const ModelConfig& config, int64_t length,
   return frequencies;
 }
 
-RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, torch::Dtype dtype) {
-  const int64_t half = config.head_dim / 2;
-  const auto options = torch::TensorOptions().dtype(torch::kFloat32);
-  RopeAngles angles{at::empty({batch.num_rows(), half}, options),
-                    at::empty({batch.num_rows(), half}, options)};
-  float* cosine = angles.cosine.data_ptr<float>();
-  float* sine = angles.sine.data_ptr<float>();
+RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, torch::Dtype dtype,
+                          torch::Device device) {
   float attention_factor = 1.0f;
-  std::vector<float> frequencies;
-  for (const Segment& segment : batch.segments) {
-    const int64_t length =
-        segment.length == 0
-            ? 0
-            : batch.positions[static_cast<size_t>(segment.begin + segment.length - 1)] + 1;
-    if (frequencies.empty() || config.rope.type == "dynamic")
-      frequencies = InverseFrequencies(config, length, &attention_factor);
-    for (int64_t row = segment.begin; row < segment.begin + segment.length; ++row) {
-      const float position = static_cast<float>(batch.positions[static_cast<size_t>(row)]);
-      for (int64_t i = 0; i < half; ++i) {
-        const float angle = position * frequencies[static_cast<size_t>(i)];
-        cosine[row * half + i] = std::cos(angle) * attention_factor;
-        sine[row * half + i] = std::sin(angle) * attention_factor;
-      }
-    }
+  const torch::Tensor angles = AnglesOf(config, batch, &attention_factor);
+  RopeAngles result;
+  if (device.is_cpu()) {
+    result = CosinesAndSines(angles, attention_factor);
+  } else {
+    const torch::Tensor moved = ToDevice(angles, device);
+    result = {at::cos(moved).mul_(attention_factor), at::sin(moved).mul_(attention_factor)};
   }
   if (dtype != torch::kFloat32) {
-    angles = {angles.cosine.to(dtype).to(torch::kFloat32),
-              angles.sine.to(dtype).to(torch::kFloat32)};
+    result = {result.cosine.to(dtype).to(torch::kFloat32),
+              result.sine.to(dtype).to(torch::kFloat32)};
   }
-  return angles;
+  return result;
 }
 
 torch::Tensor Rope(const torch::Tensor& x, const RopeAngles& angles, int64_t head_dim) {

@@ -17,12 +17,13 @@ namespace graft::models {
 std::vector<float> InverseFrequencies(const ModelConfig& config, int64_t length,
                                       float* attention_factor);
 
-// Cosines and sines of one micro-batch, (N, head_dim / 2) each, float32, rounded to `dtype` as the
-// reference does.
+// Cosines and sines of one micro-batch, (N, head_dim / 2) each, float32 on `device`, rounded to
+// `dtype` as the reference does.
 struct RopeAngles {
   torch::Tensor cosine, sine;
 };
-RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, torch::Dtype dtype);
+RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, torch::Dtype dtype,
+                          torch::Device device = torch::kCPU);
 
 // x (N, heads * head_dim) -> rotated, same shape. Differentiable.
 torch::Tensor Rope(const torch::Tensor& x, const RopeAngles& angles, int64_t head_dim);

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "models/device.h"
+#include "models/layers/device_rows.h"
 #include "models/layers/rebuilt_state.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/rows.h"
@@ -16,6 +18,7 @@ class SwiGluState : public RebuiltState {
   SwiGluState(torch::Tensor gate, torch::Tensor up) : gate_(std::move(gate)), up_(std::move(up)) {}
 
   torch::Tensor Compute() override {
+    if (!UsesHostKernels(gate_)) return device::SwiGlu(gate_, up_);
     torch::Tensor y = at::empty_like(gate_);
     const int64_t width = gate_.size(1);
     rows::ParallelRows(gate_.size(0), width, [&](int64_t begin, int64_t end) {
@@ -31,6 +34,10 @@ class SwiGluState : public RebuiltState {
 
   torch::autograd::variable_list Backward(const torch::Tensor& dy) {
     Release();
+    if (!UsesHostKernels(gate_)) {
+      const auto [dgate, dup] = device::SwiGluBackward(gate_, up_, dy);
+      return {dgate, dup, torch::Tensor()};
+    }
     torch::Tensor dgate = at::empty_like(gate_), dup = at::empty_like(up_);
     const int64_t width = gate_.size(1);
     rows::ParallelRows(gate_.size(0), width, [&](int64_t begin, int64_t end) {

@@ -2,16 +2,19 @@
 
 #include <ATen/ATen.h>
 
+#include "models/device.h"
+
 namespace graft::models {
 
 namespace {
 
 torch::Tensor Losses(const torch::Tensor& outputs, const MicroBatch& batch, int64_t reduction) {
   if (!batch.labels.empty()) {
-    const torch::Tensor labels = torch::tensor(batch.labels, torch::kInt64);
+    const torch::Tensor labels = IndexTensor(batch.labels, outputs.device());
     return at::cross_entropy_loss(outputs, labels, {}, reduction);
   }
-  const torch::Tensor values = torch::tensor(batch.values, torch::kFloat32);
+  const torch::Tensor values =
+      ToDevice(torch::tensor(batch.values, torch::kFloat32), outputs.device());
   return at::mse_loss(outputs.view({-1}), values, reduction);
 }
 

@@ -79,24 +79,30 @@ GRAFT_CLONES void FillNearlyNormal(uint64_t key, float deviation, int64_t begin,
 
 class RandomWeights : public WeightSource {
  public:
-  RandomWeights(double deviation, uint64_t seed) : deviation_(deviation), seed_(seed) {}
+  RandomWeights(double deviation, uint64_t seed, torch::Device device)
+      : deviation_(deviation), seed_(seed), device_(device) {}
   bool Has(const std::string&) const override { return true; }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override {
+    if (IsNormWeight(name)) return at::ones(shape, torch::TensorOptions(dtype).device(device_));
+    if (!device_.is_cpu()) return MadeOnDevice(name, shape, dtype);
     torch::Tensor values = at::empty(shape, torch::kFloat32);
-    if (IsNormWeight(name)) {
-      values.fill_(1.0);
-    } else {
-      constexpr int64_t kGrain = 1 << 16;
-      const uint64_t key = SplitMix64(seed_ ^ NameHash(name));
-      at::parallel_for(0, values.numel(), kGrain, [&](int64_t begin, int64_t end) {
-        FillNearlyNormal(key, static_cast<float>(deviation_), begin, end, values.data_ptr<float>());
-      });
-    }
+    constexpr int64_t kGrain = 1 << 16;
+    const uint64_t key = SplitMix64(seed_ ^ NameHash(name));
+    at::parallel_for(0, values.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      FillNearlyNormal(key, static_cast<float>(deviation_), begin, end, values.data_ptr<float>());
+    });
     return values.to(dtype);
   }
 
  private:
+  torch::Tensor MadeOnDevice(const std::string& name, const std::vector<int64_t>& shape,
+                             torch::Dtype dtype) const {
+    at::Generator generator = at::globalContext().defaultGenerator(device_).clone();
+    generator.set_current_seed(SplitMix64(seed_ ^ NameHash(name)));
+    torch::Tensor values = at::empty(shape, torch::TensorOptions(dtype).device(device_));
+    return values.normal_(0.0, deviation_, generator);
+  }
   // "input_layernorm.weight", "LayerNorm.weight", "ln_1.weight".
   static bool IsNormWeight(const std::string& name) {
     return absl::EndsWith(name, ".weight") &&
@@ -111,6 +117,7 @@ class RandomWeights : public WeightSource {
   }
   double deviation_;
   uint64_t seed_;
+  torch::Device device_;
 };
 
 }  // namespace
@@ -121,8 +128,9 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderWeights(const std::strin
   return std::unique_ptr<WeightSource>(std::make_unique<FolderWeights>(std::move(opened)));
 }
 
-std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed) {
-  return std::make_unique<RandomWeights>(config.initializer_range, seed);
+std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed,
+                                               torch::Device device) {
+  return std::make_unique<RandomWeights>(config.initializer_range, seed, device);
 }
 
 }  // namespace graft::models

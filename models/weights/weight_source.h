@@ -20,8 +20,8 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
   virtual bool Has(const std::string& name) const = 0;
-  // The tensor as `dtype` on CPU; shares the file's mapping when the stored type already is `dtype`
-  // and aligned. Error kind input when absent or of another shape (says both).
+  // The tensor as `dtype` in host memory; shares the file's mapping when the stored type already is
+  // `dtype` and aligned. Error kind input when absent or of another shape (says both).
   virtual absl::StatusOr<torch::Tensor> Load(const std::string& name,
                                              const std::vector<int64_t>& shape,
                                              torch::Dtype dtype) = 0;
@@ -36,7 +36,9 @@ class WeightSource {
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenFolderWeights(const std::string& folder,
                                                                 SafetensorsFile::Options options);
 // Values drawn from (seed, name) with mean 0 and standard deviation initializer_range, norms 1: for
-// `model.shape`. Nearly normal (a sum of four uniform numbers): billions of them take seconds.
-std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed);
+// `model.shape`. Nearly normal (a sum of four uniform numbers): billions of them take seconds. They
+// are made on `device` and lie there: a GPU's generator draws other numbers than the host's.
+std::unique_ptr<WeightSource> SyntheticWeights(const ModelConfig& config, uint64_t seed,
+                                               torch::Device device = torch::kCPU);
 
 }  // namespace graft::models

@@ -2,13 +2,18 @@
 // within its rounding.
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <string>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "models/device.h"
+#include "models/gpu_kernels.h"
 #include "models/layers/activation.h"
 #include "models/layers/attention.h"
+#include "models/layers/device_rows.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/geglu.h"
 #include "models/layers/head_loss.h"
@@ -50,12 +55,26 @@ Tensor PlainNorm(const Tensor& x, const Tensor& weight, double eps) {
   return x * (x.pow(2).mean(-1, true) + eps).rsqrt() * weight;
 }
 
-class LayersTest : public ::testing::Test {
+enum class Way { kHost, kDevice };
+
+// By the host's own loops, and the way that other devices go.
+class LayersTest : public ::testing::TestWithParam<Way> {
  protected:
-  void SetUp() override { at::manual_seed(7); }
+  void SetUp() override {
+    at::manual_seed(7);
+    if (GetParam() == Way::kDevice) device_way_.emplace();
+  }
+
+ private:
+  std::optional<DeviceKernelsOnHost> device_way_;
 };
 
-TEST_F(LayersTest, ExponentialIsAccurate) {
+INSTANTIATE_TEST_SUITE_P(All, LayersTest, ::testing::Values(Way::kHost, Way::kDevice),
+                         [](const auto& instance) {
+                           return std::string(instance.param == Way::kHost ? "host" : "device");
+                         });
+
+TEST_P(LayersTest, ExponentialIsAccurate) {
   std::vector<float> x, y(4001);
   for (int i = 0; i <= 4000; ++i) x.push_back(-90.0f + 0.0445f * static_cast<float>(i));
   rows::Exp(x.data(), y.data(), 4001);
@@ -65,7 +84,7 @@ TEST_F(LayersTest, ExponentialIsAccurate) {
   }
 }
 
-TEST_F(LayersTest, BFloat16RoundsToNearestEven) {
+TEST_P(LayersTest, BFloat16RoundsToNearestEven) {
   Tensor x = at::randn({4099}) * at::exp(20 * at::randn({4099}));
   x[0] = std::numeric_limits<float>::quiet_NaN();
   x[1] = std::numeric_limits<float>::infinity();
@@ -80,7 +99,7 @@ TEST_F(LayersTest, BFloat16RoundsToNearestEven) {
   EXPECT_TRUE(at::equal(back.narrow(0, 1, 4098), want.to(torch::kFloat32).narrow(0, 1, 4098)));
 }
 
-TEST_F(LayersTest, SoftmaxAndLogSumExpMatch) {
+TEST_P(LayersTest, SoftmaxAndLogSumExpMatch) {
   const Tensor x = at::randn({5, 1003}) * 10;
   const Tensor want = at::logsumexp(x, {1}), soft = at::softmax(x, 1);
   Tensor work = x.clone();
@@ -92,14 +111,14 @@ TEST_F(LayersTest, SoftmaxAndLogSumExpMatch) {
   EXPECT_LE(RelativeError(work, soft), 1e-6);
 }
 
-TEST_F(LayersTest, FrozenLinear) {
+TEST_P(LayersTest, FrozenLinear) {
   const Tensor x = Random({17, 24}), weight = Random({40, 24}, false), bias = Random({40}, false);
   const FrozenLinear linear(MakeFrozenWeight(weight), bias);
   ExpectSame(linear.Forward(x), at::linear(x, weight, bias), {x}, 1e-6);
   EXPECT_EQ(linear.parameters(), 40 * 24 + 40);
 }
 
-TEST_F(LayersTest, FrozenLinearInBFloat16RoundsOnce) {
+TEST_P(LayersTest, FrozenLinearInBFloat16RoundsOnce) {
   const Tensor x = at::randn({33, 64}).to(torch::kBFloat16).requires_grad_(true);
   const Tensor weight = at::randn({48, 64}).to(torch::kBFloat16);
   const FrozenLinear linear(MakeFrozenWeight(weight), Tensor());
@@ -113,7 +132,7 @@ TEST_F(LayersTest, FrozenLinearInBFloat16RoundsOnce) {
   EXPECT_LE(RelativeError(dx, at::mm(dy.to(torch::kFloat64), weight.to(torch::kFloat64))), 3e-3);
 }
 
-TEST_F(LayersTest, RmsNormAndItsRebuilder) {
+TEST_P(LayersTest, RmsNormAndItsRebuilder) {
   const Tensor x = Random({9, 32}), weight = Random({32}, false);
   const SiteInput normed = RmsNorm(x, weight, 1e-5);
   EXPECT_TRUE(at::equal(normed.rebuilder->Get(), normed.value.detach()));
@@ -121,7 +140,7 @@ TEST_F(LayersTest, RmsNormAndItsRebuilder) {
   ExpectSame(normed.value, PlainNorm(x, weight, 1e-5), {x}, 1e-6);
 }
 
-TEST_F(LayersTest, LayerNormAndItsRebuilder) {
+TEST_P(LayersTest, LayerNormAndItsRebuilder) {
   const Tensor x = Random({9, 32}), weight = Random({32}, false), bias = Random({32}, false);
   const SiteInput normed = LayerNorm(x, weight, bias, 1e-5);
   EXPECT_TRUE(at::equal(normed.rebuilder->Get(), normed.value.detach()));
@@ -131,7 +150,7 @@ TEST_F(LayersTest, LayerNormAndItsRebuilder) {
   ExpectSame(normed.value, centred / deviation * weight + bias, {x}, 1e-6);
 }
 
-TEST_F(LayersTest, LayerNormInBFloat16RoundsOnce) {
+TEST_P(LayersTest, LayerNormInBFloat16RoundsOnce) {
   const Tensor x = at::randn({5, 64}).to(torch::kBFloat16).requires_grad_(true);
   const Tensor weight = at::randn({64}), bias = at::randn({64});
   const Tensor y = LayerNorm(x, weight, bias, 1e-5).value;
@@ -145,7 +164,7 @@ TEST_F(LayersTest, LayerNormInBFloat16RoundsOnce) {
             3e-3);
 }
 
-TEST_F(LayersTest, ActivationsAndTheirRebuilders) {
+TEST_P(LayersTest, ActivationsAndTheirRebuilders) {
   const Tensor x = Random({9, 33});
   const double root = std::sqrt(0.5), slope = std::sqrt(2 / M_PI);
   const std::pair<const char*, Tensor> wanted[] = {
@@ -159,7 +178,7 @@ TEST_F(LayersTest, ActivationsAndTheirRebuilders) {
   }
 }
 
-TEST_F(LayersTest, AttentionInBothDirections) {
+TEST_P(LayersTest, AttentionInBothDirections) {
   const Tensor q = Random({100, 16}), k = Random({100, 16}), v = Random({100, 16});
   const AttentionShape shape{2, 2, 8, 0, /*causal=*/false};
   const std::vector<Segment> segments{{0, 0, 70, 0}, {1, 70, 30, 0}};
@@ -176,7 +195,7 @@ TEST_F(LayersTest, AttentionInBothDirections) {
 }
 
 // A matrix stored as (in, out) and cut over its outputs, as GPT-2's Conv1D.
-TEST_F(LayersTest, FrozenLinearOfAPartOfATransposedMatrix) {
+TEST_P(LayersTest, FrozenLinearOfAPartOfATransposedMatrix) {
   const Tensor x = Random({17, 24}), stored = Random({24, 90}, false);
   for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
     const Tensor part = stored.to(type).narrow(1, 30, 30);
@@ -187,14 +206,14 @@ TEST_F(LayersTest, FrozenLinearOfAPartOfATransposedMatrix) {
   }
 }
 
-TEST_F(LayersTest, SwiGluAndItsRebuilder) {
+TEST_P(LayersTest, SwiGluAndItsRebuilder) {
   const Tensor gate = Random({9, 33}), up = Random({9, 33});
   const SiteInput product = SwiGlu(gate, up);
   EXPECT_TRUE(at::equal(product.rebuilder->Get(), product.value.detach()));
   ExpectSame(product.value, at::silu(gate) * up, {gate, up}, 1e-6);
 }
 
-TEST_F(LayersTest, RopeRotatesHalves) {
+TEST_P(LayersTest, RopeRotatesHalves) {
   ModelConfig config;
   config.head_dim = 8;
   config.max_positions = 64;
@@ -234,7 +253,7 @@ Tensor PlainAttention(const Tensor& q, const Tensor& k, const Tensor& v,
   return at::einsum("hij,jhd->ihd", {weights, values}).reshape({n, s.num_heads * s.head_dim});
 }
 
-TEST_F(LayersTest, AttentionStaysInsideSegments) {
+TEST_P(LayersTest, AttentionStaysInsideSegments) {
   for (const int64_t window : {0, 3}) {
     const AttentionShape shape{4, 2, 8, window};
     const std::vector<Segment> segments = {
@@ -245,7 +264,7 @@ TEST_F(LayersTest, AttentionStaysInsideSegments) {
   }
 }
 
-TEST_F(LayersTest, AttentionWithARelativeBiasAndAnotherScale) {
+TEST_P(LayersTest, AttentionWithARelativeBiasAndAnotherScale) {
   // Longer than a block of the kernel and than the reach of the bias.
   const int64_t heads = 2, d = 8, n = 70, reach = 5;
   auto bias = std::make_shared<RelativeBias>();
@@ -267,7 +286,7 @@ TEST_F(LayersTest, AttentionWithARelativeBiasAndAnotherScale) {
   }
 }
 
-TEST_F(LayersTest, CrossAttentionReadsTheKeysOfItsOwnSample) {
+TEST_P(LayersTest, CrossAttentionReadsTheKeysOfItsOwnSample) {
   const int64_t heads = 2, d = 8, length = 3, longest = 80;
   const std::vector<Segment> queries = {{0, 0, 5, 0}, {1, 5, 66, 0}};
   const std::vector<Segment> keys = {{0, 0, longest, 0}, {1, longest, length, 0}};
@@ -287,7 +306,7 @@ TEST_F(LayersTest, CrossAttentionReadsTheKeysOfItsOwnSample) {
   ExpectSame(CrossAttention(q, k, v, queries, keys, shape), at::cat(samples), {q, k, v}, 5e-6);
 }
 
-TEST_F(LayersTest, RelativeBucketsAreThoseOfT5) {
+TEST_P(LayersTest, RelativeBucketsAreThoseOfT5) {
   // Made with HF's _relative_position_bucket for distances -20, -8, -3, -1, 0, 1, 2, 7, 20.
   const Tensor distance = at::tensor({-20, -8, -3, -1, 0, 1, 2, 7, 20}, at::kLong);
   EXPECT_TRUE(at::equal(RelativeBuckets(distance, true, 8, 20),
@@ -296,14 +315,14 @@ TEST_F(LayersTest, RelativeBucketsAreThoseOfT5) {
                         at::tensor({7, 5, 3, 1, 0, 0, 0, 0, 0}, at::kLong)));
 }
 
-TEST_F(LayersTest, GeGluHasTheGradientsOfItsFormula) {
+TEST_P(LayersTest, GeGluHasTheGradientsOfItsFormula) {
   const Tensor gate = Random({4, 6}), up = Random({4, 6});
   ExpectSame(GeGlu(gate, up).value, at::gelu(gate, "tanh") * up, {gate, up}, 1e-6);
   const SiteInput y = GeGlu(gate, up);
   EXPECT_TRUE(at::equal(y.rebuilder->Get(), y.value.detach()));
 }
 
-TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
+TEST_P(LayersTest, CachedAttentionEqualsFullAttention) {
   for (const int64_t window : {0, 3}) {
     const AttentionShape shape{4, 2, 8, window};
     const Tensor q = Random({9, 32}, false), k = Random({9, 16}, false), v = Random({9, 16}, false);
@@ -322,7 +341,7 @@ TEST_F(LayersTest, CachedAttentionEqualsFullAttention) {
   }
 }
 
-TEST_F(LayersTest, CachedAttentionAddsTheRelativeBias) {
+TEST_P(LayersTest, CachedAttentionAddsTheRelativeBias) {
   auto bias = std::make_shared<RelativeBias>();
   bias->reach = 3;
   const Tensor values = at::randn({4, 7});
@@ -341,7 +360,7 @@ TEST_F(LayersTest, CachedAttentionAddsTheRelativeBias) {
 }
 
 // The second step brings keys of a new sequence and none of the old one, which has forked.
-TEST_F(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
+TEST_P(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
   const AttentionShape shape{4, 4, 8, 0, /*causal=*/false, /*scale=*/1.0f};
   const Tensor q = Random({4, 32}, false), k = Random({8, 32}, false), v = Random({8, 32}, false);
   LayerKvCache cache;
@@ -360,7 +379,7 @@ TEST_F(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
 }
 
 // Two children of one parent share its past and go their own ways.
-TEST_F(LayersTest, ForkedCachesGoOnByThemselves) {
+TEST_P(LayersTest, ForkedCachesGoOnByThemselves) {
   const AttentionShape shape{4, 2, 8, 0};
   const Tensor q = Random({8, 32}, false), k = Random({8, 16}, false), v = Random({8, 16}, false);
   LayerKvCache cache;
@@ -383,7 +402,7 @@ TEST_F(LayersTest, ForkedCachesGoOnByThemselves) {
   }
 }
 
-TEST_F(LayersTest, HeadLossEqualsFullLogits) {
+TEST_P(LayersTest, HeadLossEqualsFullLogits) {
   const Tensor h = Random({11, 16}), norm = Random({16}, false), weight = Random({50, 16}, false);
   const LossHead head{{norm, Tensor(), 1e-5}, FrozenLinear(MakeFrozenWeight(weight), Tensor())};
   const std::vector<int64_t> picked{0, 3, 4, 10}, ids{49, 0, 7, 7};
@@ -405,7 +424,7 @@ TEST_F(LayersTest, HeadLossEqualsFullLogits) {
   EXPECT_LE(RelativeError(HeadLogits(h, picked, head), logits.detach()), 1e-6);
 }
 
-TEST_F(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
+TEST_P(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
   const Tensor h = Random({3, 16});
   const LossHead head{{at::ones({16}), Tensor(), 1e-5},
                       FrozenLinear(MakeFrozenWeight(at::randn({50, 16})), Tensor())};
@@ -414,7 +433,7 @@ TEST_F(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
   EXPECT_EQ(torch::autograd::grad({loss}, {h})[0].abs().sum().item<float>(), 0.0f);
 }
 
-TEST_F(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
+TEST_P(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
   const Tensor h = Random({4, 6}), inside = Random({6});
   const Tensor source = Random({6});
   const auto body = [&](const Tensor& x, const Tensor& other) {
@@ -438,6 +457,17 @@ TEST_F(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
   const auto of_source = torch::autograd::grad({both}, {source}, {seed});
   torch::autograd::backward({Recomputed(frozen, source, body)}, {seed});
   EXPECT_TRUE(at::equal(source.grad(), of_source[0]));
+}
+
+TEST(RowKernelsTest, CompileWithoutAGpu) {
+  for (const char* architecture : {"sm_80", "sm_90", "sm_100"}) {
+    for (const GpuKernels::Variant variant :
+         {GpuKernels::Variant{false, 1}, {false, 4}, {true, 8}}) {
+      const auto code = device::RowKernels().Compile(variant, architecture);
+      ASSERT_TRUE(code.ok()) << code.status();
+      EXPECT_GT(code->size(), 1000u);
+    }
+  }
 }
 
 }  // namespace

@@ -255,7 +255,8 @@ class Scorer {
     std::unique_ptr<Journal> journal;
     const std::string run_key = RunKey(facts_);
     const auto prepare = [&]() -> absl::Status {
-      GRAFT_ASSIGN_OR_RETURN(weights, OpenRecipeWeights(recipe_, model_->config()));
+      GRAFT_ASSIGN_OR_RETURN(weights,
+                             OpenRecipeWeights(recipe_, model_->config(), model_->device()));
       GRAFT_ASSIGN_OR_RETURN(runner, ScoringRunner::Create(task_, *data_, *model_, *weights));
       if (world_.rank() != 0) return absl::OkStatus();
       GRAFT_ASSIGN_OR_RETURN(journal, Journal::Open(recipe_.score.output, run_key));

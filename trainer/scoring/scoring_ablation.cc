@@ -34,14 +34,15 @@ MicroBatch Repeated(const MicroBatch& batch, int64_t groups) {
 }
 
 // loo: all modules on, but in group g that of module g - 1; keep_one: the opposite.
-SiteGates VariantGates(const std::vector<models::SiteSpec>& modules, int64_t rows, bool is_loo) {
+SiteGates VariantGates(const std::vector<models::SiteSpec>& modules, int64_t rows, bool is_loo,
+                       torch::Device device) {
   SiteGates gates;
   gates.open = is_loo;
   const auto groups = static_cast<int64_t>(modules.size()) + 1;
   for (size_t m = 0; m < modules.size(); ++m) {
     torch::Tensor gate = at::full({groups * rows}, is_loo ? 1.0 : 0.0, at::kFloat);
     gate.narrow(0, (static_cast<int64_t>(m) + 1) * rows, rows).fill_(is_loo ? 0.0 : 1.0);
-    gates.rows[modules[m].id] = gate;
+    gates.rows[modules[m].id] = gate.to(device);
   }
   return gates;
 }
@@ -84,13 +85,14 @@ void ScoringRunner::AblateLayer(const WorkItem& item, int layer, const MicroBatc
   const auto groups = static_cast<int64_t>(modules.size()) + 1;
   const int64_t rows = batch.num_rows();
   const MicroBatch variants = Repeated(batch, groups);
-  const SiteGates gates = VariantGates(modules, rows, item.kind == "loo");
+  const SiteGates gates = VariantGates(modules, rows, item.kind == "loo", model_.device());
   torch::Tensor h;
   if (range.first_layer <= layer) {
     h = RunLayers(variants, gates, layer, layer + 1, state->repeat({groups, 1}));
   } else {
     h = ReceiveFromBelow(at::empty({groups * rows, backbone_.config().hidden_size},
-                                   at::TensorOptions(model_.dtype())));
+                                   at::TensorOptions(model_.dtype())))
+            .to(model_.device());
   }
   const bool next_is_here = layer + 1 >= range.first_layer && layer + 1 < range.end_layer();
   if (next_is_here) *state = h.narrow(0, 0, rows).clone();
@@ -110,7 +112,8 @@ torch::Tensor ScoringRunner::Advance(const MicroBatch& batch, bool open, int fro
   if (range.end_layer() <= from || range.first_layer > to) return torch::Tensor();
   if (range.first_layer > from) {
     state = ReceiveFromBelow(at::empty({batch.num_rows(), backbone_.config().hidden_size},
-                                       at::TensorOptions(model_.dtype())));
+                                       at::TensorOptions(model_.dtype())))
+                .to(model_.device());
   }
   SiteGates gates;
   gates.open = open;
@@ -139,10 +142,10 @@ std::vector<double> ScoringRunner::SampleLosses(const MicroBatch& batch, const t
   context.batch = &batch;
   if (batch.has_task_labels()) {
     const torch::Tensor losses =
-        models::TaskLosses(backbone_.TaskOutputs(h, context), batch).to(at::kDouble);
+        models::TaskLosses(backbone_.TaskOutputs(h, context), batch).to(at::kCPU, at::kDouble);
     return {losses.data_ptr<double>(), losses.data_ptr<double>() + losses.numel()};
   }
-  const torch::Tensor losses = backbone_.EvaluateTargets(h, context).losses;
+  const torch::Tensor losses = backbone_.EvaluateTargets(h, context).losses.to(at::kCPU);
   std::vector<double> sums(batch.segments.size(), 0.0);
   size_t sample = 0;
   for (size_t i = 0; i < batch.target_rows.size(); ++i) {

@@ -69,7 +69,8 @@ absl::Status ScoringRunner::AddProbes(models::WeightSource& weights) {
     GRAFT_ASSIGN_OR_RETURN(const adapters::LowRankEdit edit,
                            model_.method().LowRankAt(module, parameters));
     GRAFT_ASSIGN_OR_RETURN(torch::Tensor bias, BiasOf(module, weights));
-    probes_.push_back(std::make_shared<LoraDropProbe>(edit, std::move(bias)));
+    probes_.push_back(
+        std::make_shared<LoraDropProbe>(edit, bias.defined() ? bias.to(model_.device()) : bias));
     backbone_.sites().AddFirst(module.id, probes_.back());
   }
   return absl::OkStatus();
@@ -115,7 +116,9 @@ std::vector<double> ScoringRunner::Differentiate(const std::vector<models::Micro
   std::vector<models::SiteGates> gates(batches.size());
   for (size_t i = 0; i < batches.size(); ++i) {
     for (const SiteSpec& module : own_modules_)
-      gates[i].rows[module.id] = at::ones({batches[i].num_rows()}, at::kFloat).requires_grad_();
+      gates[i].rows[module.id] =
+          at::ones({batches[i].num_rows()}, at::TensorOptions(at::kFloat).device(model_.device()))
+              .requires_grad_();
   }
   const sharding::StepResult run =
       model_.executor().Differentiate(batches, [&](models::SiteContext& context) {
@@ -125,7 +128,7 @@ std::vector<double> ScoringRunner::Differentiate(const std::vector<models::Micro
   std::vector<double> values;
   for (const SiteSpec& module : own_modules_) {
     for (size_t i = 0; i < batches.size(); ++i) {
-      const torch::Tensor gradient = gates[i].rows.at(module.id).grad().to(at::kDouble);
+      const torch::Tensor gradient = gates[i].rows.at(module.id).grad().to(at::kCPU, at::kDouble);
       for (const models::Segment& segment : batches[i].segments)
         values.push_back(-gradient.narrow(0, segment.begin, segment.length).sum().item<double>());
     }
@@ -168,7 +171,7 @@ std::vector<double> ScoringRunner::JoinStages(std::vector<double> mine) {
 }
 
 void ScoringRunner::SendUp(const torch::Tensor& tensor) {
-  const torch::Tensor sent = tensor.contiguous();
+  const torch::Tensor sent = tensor.to(at::kCPU).contiguous();
   link_
       .StartSend(sharding::BufferOf(sent), model_.stage_index() + 1,
                  {.step = sent_++, .micro_batch = 0, .tensor = kFlow})

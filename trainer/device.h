@@ -1,0 +1,25 @@
+// Where a rank's tensors live: `parallel.device` against the GPUs of its node. Loads LibTorch's
+// CUDA half, which graft does not link (docs/design.md), before anything asks LibTorch about CUDA.
+// Used by LoadedModel.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <torch/types.h>
+
+#include "absl/status/statusor.h"
+#include "comm/communicator.h"
+
+namespace graft::trainer {
+
+// `wanted`: auto, cpu, cuda. Each rank of a node gets the GPU of its place among them; ranks with
+// an NCCL_HOSTID of their own count as nodes of their own, which is how several share one GPU in
+// tests. auto is a GPU when every rank can have one. Kind recipe where cuda cannot be. All ranks of
+// `all` must call; all get the same status.
+absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Communicator& all);
+
+// Bytes that LibTorch had in use on a GPU at most so far.
+int64_t PeakDeviceBytes(torch::Device device);
+
+}  // namespace graft::trainer
