@@ -3,6 +3,7 @@
 #include <malloc.h>
 #include <sys/resource.h>
 
+#include <fstream>
 #include <limits>
 
 namespace graft::trainer {
@@ -12,6 +13,8 @@ int64_t PeakResidentBytes() {
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;  // Linux counts in KiB
 }
+
+void ResetPeakResidentBytes() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
 void KeepFreedMemory() {
 #ifdef M_MMAP_MAX
