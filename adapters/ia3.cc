@@ -38,6 +38,11 @@ class Ia3Hook : public models::SiteHook {
                            models::SiteContext& /*context*/) override {
     return scales_input_ ? y : Scale({y, nullptr});
   }
+  models::RowEdit EditOfRow() const override {
+    return {.kind = models::RowEdit::Kind::kVectors,
+            .at_input = scales_input_,
+            .scale = l_.view({-1})};
+  }
 
  private:
   // One vector for all rows.

@@ -33,6 +33,7 @@ class IdpgHook : public models::SiteHook {
         head_.Run(encoder_->Encode(y, *context.batch, segments), segments, context);
     return FillVirtualRows(y, made.view({made.size(0), rows_, y.size(1)}), segments);
   }
+  models::RowEdit EditOfRow() const override { return {.kind = models::RowEdit::Kind::kNothing}; }
 
  private:
   TanhHead head_;

@@ -70,6 +70,7 @@ class LopaHook : public models::SiteHook {
     const torch::Tensor v = column_.Run(e, segments, context).view({e.size(0), -1, rank_});
     return FillVirtualRows(y, Fuse(fusion_, prompt_, at::bmm(u, v.transpose(1, 2))), segments);
   }
+  models::RowEdit EditOfRow() const override { return {.kind = models::RowEdit::Kind::kNothing}; }
 
  private:
   torch::Tensor prompt_;  // (M, D)

@@ -57,6 +57,12 @@ class LoraHook : public models::SiteHook {
     const torch::Tensor b = num_rows_ == b_.size(0) ? b_ : b_.narrow(0, first_row_, num_rows_);
     return LoraEdit(x, std::move(y), a_, b, std::move(options));
   }
+  models::RowEdit EditOfRow() const override {
+    return {.kind = models::RowEdit::Kind::kLowRank,
+            .a = a_,
+            .b = b_.narrow(0, first_row_, num_rows_),
+            .factor = scale_};
+  }
 
  private:
   models::SiteId site_, dropout_site_;

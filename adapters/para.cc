@@ -46,6 +46,8 @@ class ReadHiddenHook : public models::SiteHook {
     generator_->Prepare({y, nullptr}, context);
     return y;
   }
+  // Reads prompts only.
+  models::RowEdit EditOfRow() const override { return {.kind = models::RowEdit::Kind::kNothing}; }
 
  private:
   std::shared_ptr<ParaGenerator> generator_;
@@ -60,6 +62,7 @@ class ReadNormedHook : public models::SiteHook {
     generator_->Prepare(x, context);
     return x;
   }
+  models::RowEdit EditOfRow() const override { return {.kind = models::RowEdit::Kind::kNothing}; }
 
  private:
   std::shared_ptr<ParaGenerator> generator_;
@@ -76,6 +79,13 @@ class ScaleHook : public models::SiteHook {
   torch::Tensor EditOutput(const models::SiteInput& /*x*/, torch::Tensor y,
                            models::SiteContext& context) override {
     return scales_input_ ? y : generator_->Scale(part_, {y, nullptr}, context);
+  }
+  models::RowEdit EditOfRow() const override {
+    return {.kind = models::RowEdit::Kind::kVectors,
+            .at_input = scales_input_,
+            .owner = generator_.get(),
+            .begin = generator_->FirstScale(part_),
+            .width = generator_->Width(part_)};
   }
 
  private:

@@ -1,5 +1,7 @@
 #include "adapters/para_generator.h"
 
+#include <numeric>
+
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +33,11 @@ void ParaGenerator::Prepare(const models::SiteInput& own, models::SiteContext& c
         scales.narrow(1, begin, options_.widths[part]);
     begin += options_.widths[part];
   }
+}
+
+int64_t ParaGenerator::FirstScale(size_t part) const {
+  const auto first = options_.widths.begin();
+  return std::accumulate(first, first + static_cast<std::ptrdiff_t>(part), int64_t{0});
 }
 
 torch::Tensor ParaGenerator::Scale(size_t part, const models::SiteInput& x,

@@ -48,6 +48,9 @@ class ParaGenerator {
   // generation a sequence's scales are made when it begins, from its whole prompt, and kept: the
   // prompt must come in one piece.
   void Prepare(const models::SiteInput& own, models::SiteContext& context) const;
+  // Of a sequence's scales, as they are kept: where those of `part` begin, and how many there are.
+  int64_t FirstScale(size_t part) const;
+  int64_t Width(size_t part) const { return options_.widths[part]; }
   // x.value (N, width of `part`) scaled by them, row by row. After Prepare.
   torch::Tensor Scale(size_t part, const models::SiteInput& x, models::SiteContext& context) const;
 

@@ -24,6 +24,7 @@ class PromptTuningHook : public models::SiteHook {
     const std::vector<models::Segment> segments = SegmentsToFill(*context.batch);
     return segments.empty() ? y : FillVirtualRows(y, prompt_.unsqueeze(0), segments);
   }
+  models::RowEdit EditOfRow() const override { return {.kind = models::RowEdit::Kind::kNothing}; }
 
  private:
   torch::Tensor prompt_;  // (M, D)

@@ -35,6 +35,9 @@ class RedHook : public models::SiteHook {
                            models::SiteContext& /*context*/) override {
     return VectorEdit(std::move(y), scale_, bias_, in_place_);
   }
+  models::RowEdit EditOfRow() const override {
+    return {.kind = models::RowEdit::Kind::kVectors, .scale = scale_, .bias = bias_};
+  }
 
  private:
   torch::Tensor scale_, bias_;

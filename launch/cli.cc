@@ -32,10 +32,32 @@ void AddCommand(const CommandUsage& usage, CLI::App& app, CommandLine* line) {
         ->required();
     return;
   }
-  command->add_option("--config", line->config, "the recipe (YAML)")->required()->type_name("FILE");
+  if (!usage.topics.empty()) {
+    command
+        ->add_option("MEASUREMENT", line->topic, absl::StrCat("one of ", JoinNames(usage.topics)))
+        ->type_name("");
+  }
+  command->add_option("--config", line->config, "the recipe (YAML)")
+      ->required(usage.topics.empty())
+      ->type_name("FILE");
   command->add_option("section.key=value", line->overrides, "keys that replace the recipe's")
       ->check(CLI::Validator(CheckAssignment, ""))
       ->type_name("");
+}
+
+// The measurement, then the recipe: of both missing the first one is named, with what is allowed.
+absl::Status CheckTopic(const CommandLine& line, const std::vector<CommandUsage>& commands) {
+  for (const CommandUsage& usage : commands) {
+    if (usage.name != line.command || usage.topics.empty()) continue;
+    if (std::find(usage.topics.begin(), usage.topics.end(), line.topic) == usage.topics.end()) {
+      return UsageError(absl::StrCat(
+          "command line: ", usage.name, ": found ",
+          line.topic.empty() ? "nothing" : absl::StrCat("`", Printable(line.topic), "`"),
+          ", must be followed by one of ", JoinNames(usage.topics)));
+    }
+    if (line.config.empty()) return UsageError("command line: --config is required");
+  }
+  return absl::OkStatus();
 }
 
 std::string OneLine(const std::string& text) {
@@ -76,6 +98,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv,
     if (line.command.empty()) app.footer(kSignals);
     line.help_text = app.help();
   }
+  if (!line.show_help) GRAFT_RETURN_IF_ERROR(CheckTopic(line, commands));
   if (line.command.empty() && !line.show_help && !line.show_version) {
     return UsageError(absl::StrCat("command line: no command, must be one of ", JoinNames(names),
                                    " (graft --help)"));

@@ -15,10 +15,12 @@ struct CommandUsage {
   std::string help;          // one line
   bool takes_recipe = true;  // else it takes paths
   bool takes_signals = false;
+  std::vector<std::string> topics = {};  // one of them follows the command's name; empty: none does
 };
 
 struct CommandLine {
   std::string command;
+  std::string topic;                   // of a command that has some
   std::string config;                  // recipe file
   std::vector<std::string> overrides;  // section.key=value
   std::vector<std::string> paths;

@@ -29,5 +29,6 @@ absl::Status PromptCommand(CommandContext& context);
 absl::Status ExportCommand(CommandContext& context);
 absl::Status PlanCommand(CommandContext& context);
 absl::Status InspectCommand(CommandContext& context);
+absl::Status BenchCommand(CommandContext& context);
 
 }  // namespace graft::launch

@@ -33,18 +33,28 @@ bool SiteTable::HasLayer(int layer) const {
   return first != hooks_.end() && first->first.layer == layer;
 }
 
-SiteInput SiteTable::EditInput(Role role, SiteInput x, SiteContext& context) const {
+const std::vector<std::shared_ptr<SiteHook>>* SiteTable::Find(Role role,
+                                                              const SiteContext& context) const {
   const auto found = hooks_.find({context.layer, role});
-  if (found == hooks_.end()) return x;
-  for (const auto& hook : found->second) x = hook->EditInput(x, context);
+  return found == hooks_.end() ? nullptr : &found->second;
+}
+
+SiteInput SiteTable::EditInput(Role role, SiteInput x, SiteContext& context) const {
+  for (const SiteTable* table : {this, context.guests}) {
+    const auto* hooks = table == nullptr ? nullptr : table->Find(role, context);
+    if (hooks == nullptr) continue;
+    for (const auto& hook : *hooks) x = hook->EditInput(x, context);
+  }
   return x;
 }
 
 torch::Tensor SiteTable::EditOutput(Role role, const SiteInput& x, torch::Tensor y,
                                     SiteContext& context) const {
-  const auto found = hooks_.find({context.layer, role});
-  if (found == hooks_.end()) return y;
-  for (const auto& hook : found->second) y = hook->EditOutput(x, y, context);
+  for (const SiteTable* table : {this, context.guests}) {
+    const auto* hooks = table == nullptr ? nullptr : table->Find(role, context);
+    if (hooks == nullptr) continue;
+    for (const auto& hook : *hooks) y = hook->EditOutput(x, y, context);
+  }
   return y;
 }
 

@@ -57,6 +57,8 @@ struct SiteGates {
   std::map<SiteId, torch::Tensor> rows;
 };
 
+class SiteTable;
+
 // Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
 struct SiteContext {
   const MicroBatch* batch = nullptr;
@@ -71,13 +73,34 @@ struct SiteContext {
   // Scoring only: layers outside [first_layer, end_layer) are passed over, for it enters and leaves a backbone in the middle.
   int first_layer = 0;
   int end_layer = std::numeric_limits<int>::max();
+  // Serving only: hooks of this pass alone, called behind the backbone's own (trainer/tenants). Null: none.
+  const SiteTable* guests = nullptr;
   // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
   std::map<std::pair<const void*, int>, torch::Tensor> scratch;
+};
+
+// What a hook does to one row of a running sequence (not to its prompt), said so that rows of many adapters can be edited in one go.
+struct RowEdit {
+  enum class Kind {
+    kOther,    // cannot be said: the hook is called
+    kNothing,  // such a row passes as it is
+    kVectors,  // v' = scale (.) v + bias
+    kLowRank,  // y' = y + factor b (a x)
+  };
+  Kind kind = Kind::kOther;
+  bool at_input = false;      // kVectors: v is what enters the linear, not what leaves it
+  torch::Tensor scale = {}, bias = {};  // (width) float32; undefined = 1, 0
+  // Where the scale is the sequence's own: numbers [begin, begin + width) of what `owner` keeps of it in SequenceStates.
+  const void* owner = nullptr;
+  int64_t begin = 0, width = 0;
+  torch::Tensor a = {}, b = {};  // (r, in), (out, r) float32
+  double factor = 1;
 };
 
 class SiteHook {
  public:
   virtual ~SiteHook() = default;
+  virtual RowEdit EditOfRow() const { return {}; }
   // Linear sites, before the matrix product. Default: unchanged.
   virtual SiteInput EditInput(const SiteInput& x, SiteContext& /*context*/) { return x; }
   // Linear sites: y = x W^T + b, may be edited in place (nothing saves it). Hidden-state sites: x.value is undefined and
@@ -101,6 +124,7 @@ class SiteTable {
   torch::Tensor EditHidden(Role role, torch::Tensor h, SiteContext& context) const;
 
  private:
+  const std::vector<std::shared_ptr<SiteHook>>* Find(Role role, const SiteContext& context) const;
   std::map<SiteId, std::vector<std::shared_ptr<SiteHook>>> hooks_;
 };
 

@@ -40,6 +40,7 @@ constexpr SectionRow kSections[] = {
     {"score", [](Recipe& r, FieldVisitor& v) { r.score.Visit(v); }},
     {"generate", [](Recipe& r, FieldVisitor& v) { r.generate.Visit(v); }},
     {"export", [](Recipe& r, FieldVisitor& v) { r.export_.Visit(v); }},
+    {"tenants", [](Recipe& r, FieldVisitor& v) { r.tenants.Visit(v); }},
 };
 
 bool IsAdapter(const SectionRow& section) { return std::string(section.name) == "adapter"; }

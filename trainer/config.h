@@ -175,6 +175,26 @@ struct ExportSection {
   void Visit(FieldVisitor& visitor);
 };
 
+// What `graft bench tenants` measures (trainer/tenants/bench.h): every method with every combination
+// of batch, mix, prompt and new_tokens.
+struct TenantsSection {
+  std::vector<std::string> methods = {"lora", "fanlora",       "para", "red",
+                                      "ia3",  "prompt_tuning", "lopa", "idpg"};
+  std::vector<std::string> sizes = {"rank"};
+  std::vector<std::string> kernels = {"grouped"};
+  std::vector<std::string> batches = {"8"};
+  std::vector<std::string> mixes = {"distinct"};
+  std::vector<std::string> prompts = {"64"};
+  std::vector<std::string> new_tokens = {"32"};
+  int64_t rank = 8;
+  int64_t modules = 2;
+  int64_t repeats = 3;
+  bool merged = true;
+  int64_t memory_budget = 0;
+  bool keep_adapters = false;
+  void Visit(FieldVisitor& visitor);
+};
+
 struct Recipe {
   RunSection run;
   ModelSection model;
@@ -190,6 +210,7 @@ struct Recipe {
   ScoreSection score;
   GenerateSection generate;
   ExportSection export_;
+  TenantsSection tenants;
 
   // The method's own keys with their values, names without "adapter.". ApplyMethodFields puts them
   // into a method.

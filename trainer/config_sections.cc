@@ -182,6 +182,36 @@ void GenerateSection::Visit(FieldVisitor& v) {
   v.Int({"beams", "above 1: beam search with so many beams, temperature 0"}, &beams, 1, 1024);
 }
 
+void TenantsSection::Visit(FieldVisitor& v) {
+  v.TextList({"methods", "adapters that are measured beside the bare backbone"}, &methods,
+             {"lora", "fanlora", "para", "red", "ia3", "prompt_tuning", "lopa", "idpg"});
+  v.TextList({"sizes",
+              "rank = every method with this section's rank; parameters = as many trained parameters "
+              "as LoRA on all linears has, where the method's size can be chosen"},
+             &sizes, {"rank", "parameters"});
+  v.TextList({"kernels",
+              "how LoRA's rows are computed: grouped, or loop = adapter by adapter, as "
+              "huggingface/peft does"},
+             &kernels, {"grouped", "loop"});
+  v.TextList({"batches", "numbers of requests that run beside each other"}, &batches);
+  v.TextList({"mixes",
+              "tenants of a batch of B: same = one, two, sqrt = the root of B, distinct = B, "
+              "half_bare = B / 2 and as many rows without an adapter"},
+             &mixes, {"same", "two", "sqrt", "distinct", "half_bare"});
+  v.TextList({"prompts", "tokens of a prompt"}, &prompts);
+  v.TextList({"new_tokens", "tokens of an answer; the end token ends none"}, &new_tokens);
+  v.Int({"rank", "rank of LoRA, FanLoRA, PARA and LoPA"}, &rank, 1, 65536);
+  v.Int({"modules", "linears that FanLoRA keeps of each layer"}, &modules, 1, 16);
+  v.Int({"repeats", "runs of each combination, the methods taking turns"}, &repeats, 1, 1000);
+  v.Bool({"merged", "also measure a model with LoRA merged into its weights"}, &merged);
+  v.Int({"memory_budget", "bytes of adapters that are ready to compute; 0 = no limit"},
+        &memory_budget, 0, kMaxCount);
+  v.Bool({"keep_adapters",
+          "write LoRA's adapters, the prompts and the answers too, for a comparison with other "
+          "programs"},
+         &keep_adapters);
+}
+
 void ExportSection::Visit(FieldVisitor& v) {
   v.Text({"from", "checkpoint or adapter folder"}, &from);
   v.Text({"to", "folder to write"}, &to);

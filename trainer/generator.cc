@@ -1,13 +1,11 @@
 #include "trainer/generator.h"
 
-#include <cmath>
 #include <memory>
 #include <utility>
 
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
-#include "base/philox.h"
 #include "base/status.h"
 #include "comm/agree.h"
 #include "models/backbone.h"
@@ -19,7 +17,6 @@ namespace {
 
 constexpr int64_t kWidth = 16;   // sequences that run at a time
 constexpr int kHiddenTag = 100;  // + the virtual stage that takes the hidden state
-constexpr uint64_t kHeadSite = 34;
 
 using Candidates = std::vector<std::vector<BeamCandidate>>;  // of each request of a step
 
@@ -111,11 +108,9 @@ absl::StatusOr<std::vector<Prompt>> PromptsOf(const Dataset& data,
   return prompts;
 }
 
-// One number that is none would go through every later step unseen.
-void CheckFinite(const torch::Tensor& logits, const Continuation& request) {
-  if (std::isfinite(logits.max().item<float>())) return;
-  throw StatusError(NumericError(
-      absl::StrCat("sample ", request.sample_id, ": the logits of the next token are not finite")));
+void RequireFinite(const torch::Tensor& logits, const Continuation& request) {
+  const absl::Status status = CheckFinite(logits, request.sample_id);
+  if (!status.ok()) throw StatusError(status);
 }
 
 std::vector<int64_t> ChooseTokens(const torch::Tensor& logits, const DecodingQueue& queue,
@@ -124,7 +119,7 @@ std::vector<int64_t> ChooseTokens(const torch::Tensor& logits, const DecodingQue
   for (size_t i = 0; i < queue.requests().size(); ++i) {
     const Continuation& request = queue.results()[static_cast<size_t>(queue.requests()[i])];
     const torch::Tensor row = logits[static_cast<int64_t>(i)];
-    CheckFinite(row, request);
+    RequireFinite(row, request);
     const auto position = static_cast<int64_t>(request.prompt.size() + request.tokens.size());
     tokens.push_back(ChooseToken(row, sampling, request.sample_id, position));
   }
@@ -132,8 +127,7 @@ std::vector<int64_t> ChooseTokens(const torch::Tensor& logits, const DecodingQue
 }
 
 // The `count` best continuations of each request, as numbers beam * V + token with their scores,
-// request after request. The sums and the selection are those of transformers, ties included; a
-// request that begins has one row, which stands for all its beams.
+// request after request. A request that begins has one row, which stands for all its beams.
 void FindCandidates(const torch::Tensor& logits, const DecodingQueue& queue, int64_t count,
                     std::vector<int64_t>* numbers, std::vector<float>* scores) {
   int64_t row = 0;
@@ -141,17 +135,12 @@ void FindCandidates(const torch::Tensor& logits, const DecodingQueue& queue, int
     const std::vector<Beam>& beams = queue.search(request).running();
     const int64_t rows = beams[0].tokens.empty() ? 1 : static_cast<int64_t>(beams.size());
     const torch::Tensor own = logits.narrow(0, row, rows);
-    CheckFinite(own, queue.results()[static_cast<size_t>(request)]);
+    RequireFinite(own, queue.results()[static_cast<size_t>(request)]);
     row += rows;
-    std::vector<float> so_far;
-    for (const Beam& beam : beams) so_far.push_back(beam.score);
-    const torch::Tensor totals =
-        at::log_softmax(own, 1) + torch::tensor(so_far, torch::kFloat32).unsqueeze(1);
-    const auto [values, indices] = totals.flatten().topk(count);
-    scores->insert(scores->end(), values.const_data_ptr<float>(),
-                   values.const_data_ptr<float>() + count);
-    numbers->insert(numbers->end(), indices.const_data_ptr<int64_t>(),
-                    indices.const_data_ptr<int64_t>() + count);
+    for (const BeamCandidate& best : BestContinuations(own, beams, count)) {
+      numbers->push_back(best.beam * logits.size(1) + best.token);
+      scores->push_back(best.score);
+    }
   }
 }
 
@@ -198,24 +187,6 @@ absl::Status CheckBeams(int64_t beams, const models::ModelConfig& config) {
 }
 
 }  // namespace
-
-int64_t ChooseToken(const torch::Tensor& logits, const SamplingOptions& options, int64_t sample_id,
-                    int64_t position) {
-  if (options.temperature <= 0) return at::argmax(logits).item<int64_t>();
-  const uint64_t key =
-      PhiloxKey(options.seed, RandomPurpose::kSampling, /*step=*/0, /*layer=*/0, kHeadSite);
-  const auto id = static_cast<uint64_t>(sample_id);
-  const PhiloxBlock draw = Philox(key, {static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32),
-                                        static_cast<uint32_t>(position), 0});
-  auto [probabilities, order] = at::softmax(logits.to(at::kDouble) / options.temperature, 0)
-                                    .sort(/*stable=*/true, 0, /*descending=*/true);
-  const torch::Tensor below = at::cumsum(probabilities, 0) - probabilities;
-  const int64_t kept = std::max<int64_t>(1, below.lt(options.top_p).sum().item<int64_t>());
-  const torch::Tensor cumulative = at::cumsum(probabilities.narrow(0, 0, kept), 0);
-  const double target = PhiloxUniform(draw[0]) * cumulative[kept - 1].item<double>();
-  const int64_t place = std::min(kept - 1, cumulative.le(target).sum().item<int64_t>());
-  return order[place].item<int64_t>();
-}
 
 absl::StatusOr<std::vector<Continuation>> Generate(LoadedModel& model, const Dataset& data,
                                                    int64_t num_samples,

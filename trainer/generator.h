@@ -7,26 +7,13 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/types.h>
-
 #include "absl/status/statusor.h"
 #include "trainer/data/dataset.h"
 #include "trainer/decoding.h"
 #include "trainer/loaded_model.h"
+#include "trainer/token_choice.h"
 
 namespace graft::trainer {
-
-struct SamplingOptions {
-  double temperature = 0;  // 0 = greedy
-  double top_p = 1.0;
-  uint64_t seed = 0;
-};
-
-// The next token by `logits` (V) float32. Greedy: the largest, the lowest id among equals. Else a
-// draw from the smallest set of most likely tokens whose probability reaches top_p, at
-// `temperature`; the draw is a pure function of (seed, sample_id, position).
-int64_t ChooseToken(const torch::Tensor& logits, const SamplingOptions& options, int64_t sample_id,
-                    int64_t position);
 
 struct GenerateOptions {
   int64_t max_new_tokens = 128;

@@ -15,6 +15,9 @@ int64_t ResidentBytes();
 // neither is loaded, and what it will touch of its libraries when it computes.
 int64_t ProgramBytes();
 
+// Lets PeakResidentBytes begin again at what is resident now, where the system allows it.
+void ResetPeakResidentBytes();
+
 // From now on large freed blocks stay in this process for the next step. Given back to the system,
 // as malloc does by default, every step pays again for a page fault per 4 KiB of activations. For
 // such a heap to stay as small as what lives in it, a freed tensor's block must fit the next tensor

@@ -1,6 +1,8 @@
 #include "models/layers/attention.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -9,6 +11,7 @@
 #include "models/device.h"
 #include "models/layers/attention_kernel.h"
 #include "models/layers/attention_mask.h"
+#include "models/layers/decode_attention.h"
 #include "models/layers/device_attention.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/saved_state.h"
@@ -89,6 +92,10 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
 
 }  // namespace
 
+float ScoreScale(const AttentionShape& shape) {
+  return shape.scale > 0 ? shape.scale : 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+}
+
 torch::Tensor Attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const std::vector<Segment>& segments, const AttentionShape& shape) {
   return CrossAttention(q, k, v, segments, segments, shape);
@@ -102,8 +109,9 @@ torch::Tensor CrossAttention(const torch::Tensor& q, const torch::Tensor& k, con
   return AttentionFunction::apply(q, k, v, call);
 }
 
-void LayerKvCache::Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v) {
-  const int64_t needed = entry.length + k.size(0);
+void LayerKvCache::Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v,
+                          const Segment& segment) {
+  const int64_t needed = entry.length + segment.length;
   const int64_t capacity = entry.keys.defined() ? entry.keys.size(0) : 0;
   if (needed > capacity) {
     const int64_t grown = std::max<int64_t>({needed, 2 * capacity, 64});
@@ -116,22 +124,52 @@ void LayerKvCache::Append(Entry& entry, const torch::Tensor& k, const torch::Ten
     entry.keys = keys;
     entry.values = values;
   }
-  entry.keys.narrow(0, entry.length, k.size(0)).copy_(k);
-  entry.values.narrow(0, entry.length, v.size(0)).copy_(v);
+  // On a CPU plain copies: a row of a decoding step is far smaller than what a LibTorch call costs.
+  const auto copy = [&](const torch::Tensor& from, const torch::Tensor& to) {
+    if (!from.is_cpu()) {
+      to.narrow(0, entry.length, segment.length)
+          .copy_(from.narrow(0, segment.begin, segment.length));
+      return;
+    }
+    const auto row = static_cast<size_t>(from.size(1) * from.element_size());
+    std::memcpy(
+        static_cast<char*>(to.data_ptr()) + static_cast<size_t>(entry.length) * row,
+        static_cast<const char*>(from.const_data_ptr()) + static_cast<size_t>(segment.begin) * row,
+        static_cast<size_t>(segment.length) * row);
+  };
+  copy(k, entry.keys);
+  copy(v, entry.values);
   entry.length = needed;
 }
 
 torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& k,
                                    const torch::Tensor& v, const std::vector<Segment>& segments,
                                    const AttentionShape& shape) {
-  torch::Tensor out = at::empty_like(q);
+  const torch::Tensor keys = k.contiguous(), values = v.contiguous();
+  const bool host = UsesHostKernels(q);
+  std::vector<Segment> prompts;  // of sequences that begin
+  std::vector<DecodingRow> rows;
+  std::vector<std::pair<Segment, const Entry*>> others;
   for (const Segment& segment : segments) {
     if (segment.length == 0) continue;
     Entry& entry = sequences_[segment.sample_id];
-    Append(entry, k.narrow(0, segment.begin, segment.length),
-           v.narrow(0, segment.begin, segment.length));
-    AttendSegment(q, entry.keys, entry.values, entry.length, segment, shape, out);
+    const bool begins = entry.length == 0;
+    Append(entry, keys, values, segment);
+    if (segment.length == 1 && shape.causal && host) {
+      rows.push_back({segment.begin, &entry.keys, &entry.values, entry.length});
+    } else if (begins && host) {
+      prompts.push_back(segment);
+    } else {
+      others.emplace_back(segment, &entry);
+    }
   }
+  const torch::Tensor queries = q.contiguous();
+  torch::Tensor out = prompts.empty()
+                          ? at::empty_like(queries)
+                          : AttentionForward(queries, keys, values, prompts, prompts, shape).out;
+  for (const auto& [segment, entry] : others)
+    AttendSegment(queries, entry->keys, entry->values, entry->length, segment, shape, out);
+  if (!rows.empty()) DecodeAttention(queries, rows, shape, out);
   return out;
 }
 

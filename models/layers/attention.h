@@ -33,6 +33,8 @@ struct AttentionShape {
   float scale = 0;             // of the scores; 0 = 1 / sqrt(head_dim)
   std::shared_ptr<const RelativeBias> bias = nullptr;  // null = none
 };
+// The factor of the scores.
+float ScoreScale(const AttentionShape& shape);
 
 // q (N, heads * head_dim), k and v (N, kv_heads * head_dim), after RoPE -> (N, heads * head_dim).
 // Differentiable. Each group of heads / kv_heads query heads shares one key-value head.
@@ -72,7 +74,8 @@ class LayerKvCache {
   struct Source {
     torch::Tensor keys, values;  // (encoder rows, heads * head_dim), never changed
   };
-  void Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v);
+  static void Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v,
+                     const Segment& segment);
   std::map<int64_t, Entry> sequences_;
   std::map<int64_t, Source> sources_;
 };

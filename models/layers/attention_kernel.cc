@@ -147,10 +147,6 @@ void ForEachTask(const std::vector<Task>& tasks, const Body& body) {
   });
 }
 
-float ScoreScale(const AttentionShape& shape) {
-  return shape.scale > 0 ? shape.scale : 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-}
-
 // One query head of one segment, forward.
 class ForwardHead {
  public:

@@ -10,9 +10,11 @@ using testing::IsOk;
 
 absl::StatusOr<CommandLine> Parse(std::vector<const char*> arguments) {
   arguments.insert(arguments.begin(), "graft");
-  return ParseCommandLine(
-      static_cast<int>(arguments.size()), arguments.data(),
-      {{"train", "fine-tune", true, true}, {"plan", "dry run", true}, {"inspect", "look", false}});
+  return ParseCommandLine(static_cast<int>(arguments.size()), arguments.data(),
+                          {{"train", "fine-tune", true, true},
+                           {"plan", "dry run", true},
+                           {"bench", "measure", true, false, {"tenants", "links"}},
+                           {"inspect", "look", false}});
 }
 
 TEST(CommandLine, TakesRecipeAndOverrides) {
@@ -26,6 +28,16 @@ TEST(CommandLine, TakesRecipeAndOverrides) {
   const absl::StatusOr<CommandLine> before = Parse({"train", "run.seed=1", "--config=a.yaml"});
   ASSERT_THAT(before, IsOk());
   EXPECT_EQ(before->overrides, std::vector<std::string>{"run.seed=1"});
+}
+
+TEST(CommandLine, TakesATopic) {
+  const absl::StatusOr<CommandLine> line =
+      Parse({"bench", "links", "--config", "a.yaml", "run.seed=1"});
+  ASSERT_THAT(line, IsOk());
+  EXPECT_EQ(line->topic, "links");
+  EXPECT_EQ(line->config, "a.yaml");
+  EXPECT_EQ(line->overrides, std::vector<std::string>{"run.seed=1"});
+  EXPECT_THAT(Parse({"bench", "--help"})->help_text, ::testing::HasSubstr("one of tenants, links"));
 }
 
 TEST(CommandLine, TakesPaths) {
@@ -70,26 +82,33 @@ TEST_P(CommandLineRefuses, InOneLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     Rows, CommandLineRefuses,
-    ::testing::Values(BadLine{"Nothing", {}, "no command, must be one of train, plan, inspect"},
-                      BadLine{
-                          "UnknownCommand",
-                          {"trian", "--config", "a"},
-                          "`trian`, must be one of train, plan, inspect; did you mean `train`?"},
-                      BadLine{"UnknownFlag", {"train", "--config", "a", "--resume"}, "--resume"},
-                      BadLine{"UnknownGlobalFlag", {"--verbose"}, "--verbose"},
-                      BadLine{"FlagTwice", {"train", "--config", "a", "--config", "b"}, "--config"},
-                      BadLine{"VersionTwice", {"--version", "--version"}, "--version"},
-                      BadLine{"ValueMissing", {"train", "--config"}, "--config"},
-                      BadLine{"ConfigMissing", {"train", "run.seed=1"}, "--config"},
-                      BadLine{"NotAnAssignment",
-                              {"train", "--config", "a", "resume"},
-                              "found `resume`, must be section.key=value"},
-                      BadLine{"NoSection",
-                              {"train", "--config", "a", "lr=1"},
-                              "found `lr=1`, must be section.key=value"},
-                      BadLine{"Newline", {"train", "--config", "a", "x\ny"}, "section.key=value"},
-                      BadLine{"TwoCommands", {"train", "--config", "a", "plan"}, "plan"},
-                      BadLine{"PathMissing", {"inspect"}, "PATH"}),
+    ::testing::Values(
+        BadLine{"Nothing", {}, "no command, must be one of train, plan, bench, inspect"},
+        BadLine{"UnknownCommand",
+                {"trian", "--config", "a"},
+                "`trian`, must be one of train, plan, bench, inspect; did you mean `train`?"},
+        BadLine{"UnknownFlag", {"train", "--config", "a", "--resume"}, "--resume"},
+        BadLine{"UnknownGlobalFlag", {"--verbose"}, "--verbose"},
+        BadLine{"FlagTwice", {"train", "--config", "a", "--config", "b"}, "--config"},
+        BadLine{"VersionTwice", {"--version", "--version"}, "--version"},
+        BadLine{"ValueMissing", {"train", "--config"}, "--config"},
+        BadLine{"ConfigMissing", {"train", "run.seed=1"}, "--config"},
+        BadLine{"NotAnAssignment",
+                {"train", "--config", "a", "resume"},
+                "found `resume`, must be section.key=value"},
+        BadLine{"NoSection",
+                {"train", "--config", "a", "lr=1"},
+                "found `lr=1`, must be section.key=value"},
+        BadLine{"Newline", {"train", "--config", "a", "x\ny"}, "section.key=value"},
+        BadLine{"TwoCommands", {"train", "--config", "a", "plan"}, "plan"},
+        BadLine{"TopicMissing",
+                {"bench"},
+                "bench: found nothing, must be followed by one of tenants, links"},
+        BadLine{"UnknownTopic",
+                {"bench", "speed", "--config", "a"},
+                "bench: found `speed`, must be followed by one of tenants, links"},
+        BadLine{"ConfigOfTopicMissing", {"bench", "links"}, "--config is required"},
+        BadLine{"PathMissing", {"inspect"}, "PATH"}),
     [](const auto& row) { return row.param.name; });
 
 }  // namespace

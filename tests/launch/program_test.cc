@@ -2,6 +2,7 @@
 // (reliability.md 7) that need no model.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -36,7 +37,8 @@ TEST(Program, VersionNamesTheLibraries) {
 TEST(Program, HelpListsCommandsAndEveryRecipeKey) {
   ProgramResult result = RunGraft({"--help"});
   EXPECT_EQ(result.code, 0);
-  for (const char* command : {"train", "eval", "generate", "prompt", "export", "plan", "inspect"}) {
+  for (const char* command :
+       {"train", "eval", "generate", "prompt", "export", "plan", "bench", "inspect"}) {
     EXPECT_THAT(result.out, HasSubstr(absl::StrCat("\n  ", command, " ")));
     const ProgramResult help = RunGraft({command, "--help"});
     EXPECT_EQ(help.code, 0) << command;
@@ -46,6 +48,62 @@ TEST(Program, HelpListsCommandsAndEveryRecipeKey) {
   EXPECT_THAT(result.out, HasSubstr("  optim.lr = 1e-04"));
   EXPECT_THAT(result.out, HasSubstr("adapter, method: lora:\n"));
   EXPECT_THAT(result.out, HasSubstr("  adapter.rank = 8"));
+}
+
+// A tiny measurement from end to end: every method takes its turn, and the file says what the table
+// does.
+TEST(Program, BenchTenantsMeasuresEveryMethod) {
+  const TempFolder folder;
+  const std::string recipe = folder.Write("recipe.yaml", R"(
+model: {shape: llama-tiny}
+parallel: {threads: 1}
+tenants: {sizes: [rank, parameters], kernels: [grouped, loop], batches: [3], mixes: [distinct, half_bare],
+          prompts: [5], new_tokens: [4], rank: 2, repeats: 1, keep_adapters: true}
+)");
+  const ProgramResult result = RunGraft(
+      {"bench", "tenants", "--config", recipe, absl::StrCat("run.output=", folder.Path("out"))});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const nlohmann::json json = nlohmann::json::parse(folder.Read("out/tenants.json"));
+  EXPECT_EQ(json.at("format"), "graft-tenants");
+  std::vector<std::string> names;
+  for (const auto& variant : json.at("variants")) names.push_back(variant.at("name"));
+  EXPECT_THAT(names, ::testing::ElementsAre("bare", "lora", "lora-loop", "fanlora", "fanlora-equal",
+                                            "para", "para-equal", "red", "ia3", "prompt_tuning",
+                                            "lopa", "lopa-equal", "idpg", "idpg-equal", "merged"));
+  const int64_t lora = json.at("variants")[1].at("trainable_parameters");
+  EXPECT_LE(json.at("variants")[6].at("trainable_parameters").get<int64_t>(), lora);
+  ASSERT_EQ(json.at("cells").size(), 2u);
+  for (const auto& cell : json.at("cells")) {
+    EXPECT_THAT(result.out, HasSubstr(cell.at("mix").get<std::string>()));
+    ASSERT_EQ(cell.at("results").size(), names.size());
+    for (const auto& measured : cell.at("results")) {
+      EXPECT_GT(measured.at("tpot_seconds").at("median").get<double>(), 0);
+      EXPECT_GT(measured.at("ttft_seconds").at("median").get<double>(), 0);
+      EXPECT_GT(measured.at("tpot_over_merged").get<double>(), 0);
+      EXPECT_THAT(result.out, HasSubstr(measured.at("variant").get<std::string>()));
+    }
+    EXPECT_EQ(cell.at("requests").size(), 3u);
+    EXPECT_EQ(cell.at("requests")[0].at("adapter"), "tenant-0");
+    EXPECT_EQ(cell.at("requests")[0].at("answer").size(), 4u);
+  }
+  EXPECT_TRUE(json.at("cells")[1].at("requests")[1].at("adapter").is_null());
+  EXPECT_NE(folder.Read("out/adapters/tenant-2/adapter_config.json"), "");
+}
+
+TEST(Program, BenchTenantsRefusesWhatItCannotMeasure) {
+  const TempFolder folder;
+  const std::string recipe = folder.Write("recipe.yaml", "model: {shape: llama-tiny}\n");
+  const auto refused = [&](const std::string& key, const std::string& message) {
+    ExpectRefused(RunGraft({"bench", "tenants", "--config", recipe, key,
+                            absl::StrCat("run.output=", folder.Path("out"))}),
+                  78, "recipe", {message});
+  };
+  refused("tenants.batches=[8, many]", "tenants.batches: found `many`, must be numbers from 1");
+  refused("tenants.new_tokens=1", "tenants.new_tokens: found 1");
+  refused("tenants.prompts=250", "found 250 with 32 new tokens, the model has 256 positions");
+  refused("tenants.mixes=all", "tenants.mixes");
+  refused("tenants.memory_budget=1000", "the memory budget for all is 1000");
+  refused("model.shape=t5-tiny", "task.type");
 }
 
 std::string AliasBomb() {

@@ -74,7 +74,8 @@ TEST_P(RecipesTest, PlansWhatItSays) {
 TEST_P(RecipesTest, SaysHowItIsRun) {
   const std::string text = ReadText(GetParam());
   const std::string name = absl::StrCat("launch/recipes/", GetParam().filename().string());
-  const std::regex command(absl::StrCat("\n#   [^\n]*build/graft (train|eval|score) --config ", name));
+  const std::regex command(
+      absl::StrCat("\n#   [^\n]*build/graft (train|eval|score|bench tenants) --config ", name));
   EXPECT_TRUE(std::regex_search(text, command));
 }
 

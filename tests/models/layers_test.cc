@@ -378,6 +378,34 @@ TEST_P(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
   EXPECT_LE(RelativeError(at::cat({first, second}), want), 2e-6);
 }
 
+// Decoding rows of many sequences at once: the bits of each are those that it gets alone.
+TEST_F(LayersTest, ADecodingRowDoesNotDependOnTheOthers) {
+  const AttentionShape shape{6, 2, 16, 0};
+  const std::vector<int64_t> pasts = {3, 70, 129};
+  for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
+    LayerKvCache together;
+    std::vector<Tensor> alone, queries, keys, values;
+    const auto draw = [&](int64_t rows, int64_t width) {
+      return Random({rows, width}, false).to(dtype);
+    };
+    for (size_t i = 0; i < pasts.size(); ++i) {
+      const auto id = static_cast<int64_t>(i);
+      const Segment past{id, 0, pasts[i], pasts[i]}, next{id, 0, 1, 0};
+      const Tensor q = draw(pasts[i], 96), k = draw(pasts[i], 32), v = draw(pasts[i], 32);
+      LayerKvCache own;
+      own.Attend(q, k, v, {past}, shape);
+      together.Attend(q, k, v, {past}, shape);
+      queries.push_back(draw(1, 96));
+      keys.push_back(draw(1, 32));
+      values.push_back(draw(1, 32));
+      alone.push_back(own.Attend(queries[i], keys[i], values[i], {next}, shape));
+    }
+    const Tensor got = together.Attend(at::cat(queries), at::cat(keys), at::cat(values),
+                                       {{0, 0, 1, 0}, {1, 1, 1, 0}, {2, 2, 1, 0}}, shape);
+    EXPECT_TRUE(at::equal(got, at::cat(alone))) << dtype;
+  }
+}
+
 // Two children of one parent share its past and go their own ways.
 TEST_P(LayersTest, ForkedCachesGoOnByThemselves) {
   const AttentionShape shape{4, 2, 8, 0};

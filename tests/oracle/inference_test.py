@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import beams
 import prepared_data
@@ -216,6 +217,20 @@ def test_beam_search(name, data, pipeline, num_beams, end_tokens, tmp_path):
         assert len({len(tokens) for tokens in expected}) > 1
 
 
+@torch.no_grad()
+def greedy_from_embeddings(model, soft_prompt, sample, max_new_tokens):
+    """What a plain HF model says behind these rows, which it gets as input embeddings; no PEFT."""
+    embed = model.get_input_embeddings()
+    tokens = []
+    while len(tokens) < max_new_tokens:
+        ids = torch.tensor(sample.ids[: sample.prompt_length] + tokens)
+        rows = torch.cat([soft_prompt, embed(ids)])[None]
+        tokens.append(int(model(inputs_embeds=rows, use_cache=False).logits[0, -1].argmax()))
+        if tokens[-1] == model.config.eos_token_id:
+            break
+    return tokens
+
+
 @pytest.mark.parametrize(
     "name, data",
     [
@@ -229,7 +244,8 @@ def test_beam_search(name, data, pipeline, num_beams, end_tokens, tmp_path):
     ],
 )
 def test_prompt(name, data, evaluation_samples, tmp_path):
-    """HF PEFT with the folder of one request says what the method itself says of that request."""
+    """HF PEFT with the folder of one request says what the method itself says of that request; the rows of a soft
+    prompt do so too when a plain HF model gets them as input embeddings."""
     golden = Golden(name)
     sections = dict(parallel=dict(data=data), generate=dict(max_new_tokens=NEW_TOKENS))
     keys = recipe(golden, tmp_path, **sections)
@@ -249,6 +265,10 @@ def test_prompt(name, data, evaluation_samples, tmp_path):
             )
         assert difference <= LOGITS_ABSOLUTE
         assert reference.greedy(served, sample, NEW_TOKENS) == answer
+        if served.peft_config["default"].peft_type == "PROMPT_TUNING":
+            rows = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+            plain = reference.load_model(golden.model)
+            assert greedy_from_embeddings(plain, rows, sample, NEW_TOKENS) == answer
 
 
 def test_prompt_refuses(tmp_path):

@@ -1,0 +1,364 @@
+// The engine against what each request gets alone: `generate` with that adapter, and an engine with
+// nothing else to do. A thousand random schedules of tenants of every method must not change a
+// token.
+#include "trainer/tenants/engine.h"
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "models/weights/weight_source.h"
+#include "sharding/adapter_folder.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/trainer/training_run.h"
+#include "trainer/generator.h"
+#include "trainer/tenants/variants.h"
+
+namespace graft::trainer {
+namespace {
+
+using testing::FailsWith;
+using testing::IsOk;
+using testing::TempFolder;
+using testing::TrainingRun;
+
+constexpr double kDeviation = 0.3;  // of random adapters: they change answers
+
+// Recipes of tenants of every method, some in two sizes, by name.
+std::map<std::string, Recipe> TenantRecipes(const TempFolder& folder, const std::string& shape) {
+  const std::string model_type = shape.substr(0, shape.find('-'));
+  const std::string setting = folder.Write(
+      "setting.json", R"({"format": "graft-setting", "version": 1, "model_type": ")" + model_type +
+                          R"(", "num_layers": 4, "selection": {"rule": "by hand"}, "keep": [
+      {"layer": 0, "roles": ["attn.q", "ffn.up"], "rank": 3, "alpha": 6.0},
+      {"layer": 2, "roles": ["attn.v", "ffn.down"], "rank": 5, "alpha": 5.0}]})");
+  const std::map<std::string, std::pair<std::string, FieldList>> methods = {
+      {"lora", {"lora", {{"sites", "all"}, {"rank", "2"}}}},
+      {"lora-wide", {"lora", {{"sites", "[attn.q, attn.v, ffn.down]"}, {"rank", "7"}}}},
+      {"fanlora", {"fanlora", {{"setting", setting}}}},
+      {"para", {"para", {{"rank", "4"}}}},
+      {"para-normed", {"para", {{"rank", "3"}, {"input", "normed"}, {"pooling", "max"}}}},
+      {"red", {"red", {}}},
+      {"red-linears", {"red", {{"sites", "[attn.q, ffn.down]"}, {"what", "bias"}}}},
+      {"ia3", {"ia3", {}}},
+      {"prompt_tuning", {"prompt_tuning", {{"prompt_length", "3"}}}},
+      {"lopa", {"lopa", {{"prompt_length", "4"}, {"rank", "2"}}}},
+      {"idpg", {"idpg", {{"prompt_length", "2"}, {"hidden", "8"}}}}};
+  std::map<std::string, Recipe> recipes;
+  for (const auto& [name, method] : methods) {
+    Recipe& recipe = recipes[name];
+    recipe.model.shape = shape;
+    recipe.run.seed = static_cast<int64_t>(recipes.size());
+    recipe.adapter.method = method.first;
+    recipe.method_fields = method.second;
+  }
+  return recipes;
+}
+
+std::unique_ptr<models::Backbone> TinyBackbone(const std::string& shape) {
+  const models::ModelConfig config = *models::NamedShape(shape);
+  const auto weights = models::SyntheticWeights(config, 7);
+  return *models::BuildBackbone(config, {.num_layers = static_cast<int>(config.num_layers)},
+                                *weights, {});
+}
+
+// A backbone and its tenants.
+struct Server {
+  explicit Server(const std::string& shape = "llama-tiny", int64_t budget = 0)
+      : recipes(TenantRecipes(folder, shape)),
+        backbone(TinyBackbone(shape)),
+        tenants(*backbone, {.memory_budget = budget}) {}
+
+  absl::Status Add(const std::string& name) {
+    GRAFT_ASSIGN_OR_RETURN(StoredAdapter adapter,
+                           RandomTenant(recipes.at(name), *backbone, 1, kDeviation));
+    return tenants.Add(name, std::move(adapter));
+  }
+  void AddAll() {
+    for (const auto& [name, recipe] : recipes) ASSERT_THAT(Add(name), IsOk());
+  }
+
+  TempFolder folder;
+  std::map<std::string, Recipe> recipes;
+  std::unique_ptr<models::Backbone> backbone;
+  TenantTable tenants;
+};
+
+std::vector<TenantAnswer> RunAll(Engine* engine) {
+  std::vector<TenantAnswer> answers;
+  while (!engine->idle()) {
+    engine->Step();
+    for (TenantAnswer& answer : engine->TakeAnswers()) answers.push_back(std::move(answer));
+  }
+  return answers;
+}
+
+const std::vector<int64_t> kEndTokens = {2, 5};
+
+// Requests of every tenant and of none: greedy, sampled and with beams; short and longer.
+std::vector<TenantRequest> MakeRequests(const Server& server, int64_t per_tenant) {
+  std::mt19937 random(11);
+  const auto draw = [&](int64_t from, int64_t to) {
+    return std::uniform_int_distribution<int64_t>(from, to)(random);
+  };
+  std::vector<std::string> tenants = server.tenants.names();
+  tenants.emplace_back();
+  std::vector<TenantRequest> requests;
+  for (const std::string& tenant : tenants) {
+    for (int64_t i = 0; i < per_tenant; ++i) {
+      TenantRequest request;
+      request.id = static_cast<int64_t>(requests.size());
+      request.tenant = tenant;
+      for (int64_t length = draw(1, 12); length > 0; --length)
+        request.prompt.push_back(draw(0, 255));
+      request.max_new_tokens = draw(1, 8);
+      if (i % 3 == 1) request.sampling = {.temperature = 0.8, .top_p = 0.9, .seed = 3};
+      if (i % 3 == 2) request.beams = draw(2, 3);
+      requests.push_back(std::move(request));
+    }
+  }
+  return requests;
+}
+
+// What each request gets when nothing runs beside it.
+std::vector<std::vector<int64_t>> AnswersAlone(Server* server,
+                                               const std::vector<TenantRequest>& requests) {
+  std::vector<std::vector<int64_t>> answers;
+  for (const TenantRequest& request : requests) {
+    Engine engine(*server->backbone, server->tenants,
+                  {.width = request.beams, .end_tokens = kEndTokens});
+    EXPECT_THAT(engine.Submit(request), IsOk());
+    answers.push_back(RunAll(&engine).at(0).tokens);
+  }
+  return answers;
+}
+
+// Every tenant, and the bare backbone, answer as `generate` does with that adapter alone, while all
+// of them share the engine's steps.
+TEST(EngineTest, AnswersAsGenerateDoes) {
+  const TrainingRun run;
+  Server server;
+  for (auto& [name, recipe] : server.recipes) {
+    const StoredAdapter adapter = *RandomTenant(recipe, *server.backbone, 1, kDeviation);
+    const adapters::Method& method = *adapter.choice.method;
+    recipe.adapter.init_from = run.outputs().Path(name);
+    ASSERT_THAT(sharding::WriteAdapterFolder(
+                    recipe.adapter.init_from,
+                    method.PeftConfig(adapter.choice.matched, {"tiny", "CAUSAL_LM"}),
+                    method.ToFolder(adapter.choice.matched, adapter.tensors)),
+                IsOk());
+    absl::StatusOr<StoredAdapter> read = ReadTenant(recipe, server.backbone->config());
+    ASSERT_THAT(read.status(), IsOk());
+    ASSERT_THAT(server.tenants.Add(name, *std::move(read)), IsOk());
+  }
+  server.recipes[""].model.shape = "llama-tiny";
+
+  for (const GenerateOptions& options : {GenerateOptions{.max_new_tokens = 5},
+                                         GenerateOptions{.max_new_tokens = 5,
+                                         .sampling = {.temperature = 0.9, .top_p = 0.8, .seed = 4}},
+                                         GenerateOptions{.max_new_tokens = 5, .beams = 2}}) {
+    std::multiset<std::pair<int64_t, std::vector<int64_t>>> wanted, got;  // by id
+    Engine engine(*server.backbone, server.tenants, {.width = 24});
+    std::set<std::vector<std::vector<int64_t>>> by_tenant;
+    for (auto& [name, recipe] : server.recipes) {
+      Recipe alone = recipe;
+      alone.run.seed = 7;  // of the weights
+      alone.parallel.threads = 1;
+      std::vector<Continuation> answers;
+      ASSERT_THAT(TrainingRun::OnRanks(
+                      alone,
+                      [&](comm::World& world) -> absl::Status {
+                        GRAFT_ASSIGN_OR_RETURN(const auto data, Dataset::Open(run.data().path()));
+                        GRAFT_ASSIGN_OR_RETURN(
+                            const auto model,
+                            LoadedModel::Load(alone, world, {.sequence_length = 32}));
+                        GRAFT_ASSIGN_OR_RETURN(answers, Generate(*model, *data, 6, options));
+                        return absl::OkStatus();
+                      }),
+                  IsOk());
+      std::vector<std::vector<int64_t>> all;
+      for (const Continuation& answer : answers) all.push_back(answer.tokens);
+      by_tenant.insert(std::move(all));
+      for (const Continuation& answer : answers) {
+        ASSERT_THAT(engine.Submit({.id = answer.sample_id,
+                                   .tenant = name,
+                                   .prompt = answer.prompt,
+                                   .max_new_tokens = options.max_new_tokens,
+                                   .sampling = options.sampling,
+                                   .beams = options.beams}),
+                    IsOk());
+        wanted.emplace(answer.sample_id, answer.tokens);
+      }
+    }
+    EXPECT_GE(by_tenant.size(), 9u);  // the adapters do something
+    for (const TenantAnswer& answer : RunAll(&engine)) got.emplace(answer.id, answer.tokens);
+    EXPECT_EQ(got, wanted);
+  }
+}
+
+// One random run of some of the requests: they arrive in any order at any time, in batches of any
+// width, while tenants are unloaded and loaded again under a budget that makes them evict each
+// other.
+void RunSchedule(Server* server, const std::vector<TenantRequest>& requests,
+                 const std::vector<std::vector<int64_t>>& alone, uint32_t seed) {
+  std::mt19937 random(seed);
+  const auto draw = [&](int64_t from, int64_t to) {
+    return std::uniform_int_distribution<int64_t>(from, to)(random);
+  };
+  Engine engine(*server->backbone, server->tenants,
+                {.width = draw(3, 9), .end_tokens = kEndTokens});
+  std::vector<int64_t> left;
+  for (int64_t i = draw(3, 9); i > 0; --i)
+    left.push_back(draw(0, static_cast<int64_t>(requests.size()) - 1));
+  std::multiset<int64_t> open, unloaded;  // requests by id
+  size_t answered = 0;
+  const size_t total = left.size();
+  while (answered < total) {
+    while (!left.empty() && (engine.idle() || draw(0, 2) > 0)) {
+      ASSERT_THAT(engine.Submit(requests[static_cast<size_t>(left.back())]), IsOk());
+      open.insert(left.back());
+      left.pop_back();
+    }
+    if (draw(0, 19) == 0) {
+      // Those that wait for it may lose it, those that run with it may not notice.
+      const std::vector<std::string> names = server->tenants.names();
+      const std::string& name =
+          names[static_cast<size_t>(draw(0, static_cast<int64_t>(names.size()) - 1))];
+      ASSERT_THAT(server->tenants.Remove(name), IsOk());
+      if (draw(0, 1) == 0) engine.Step();
+      ASSERT_THAT(server->Add(name), IsOk());
+      for (const int64_t id : open) {
+        if (requests[static_cast<size_t>(id)].tenant == name) unloaded.insert(id);
+      }
+    }
+    engine.Step();
+    for (const TenantAnswer& answer : engine.TakeAnswers()) {
+      ++answered;
+      if (!answer.status.ok()) {
+        EXPECT_THAT(answer.status, FailsWith(ErrorKind::kInput, "loaded are"));
+        EXPECT_TRUE(unloaded.contains(answer.id)) << answer.id;
+      } else {
+        EXPECT_EQ(answer.tokens, alone[static_cast<size_t>(answer.id)])
+            << "schedule " << seed << ", request " << answer.id << " of "
+            << requests[static_cast<size_t>(answer.id)].tenant;
+      }
+    }
+  }
+}
+
+int64_t LargestTenant(Server* server) {
+  int64_t largest = 0;
+  for (const std::string& name : server->tenants.names())
+    largest = std::max(largest, (*server->tenants.Acquire(name))->bytes());
+  return largest;
+}
+
+class SchedulesTest : public ::testing::TestWithParam<std::pair<const char*, uint32_t>> {};
+
+TEST_P(SchedulesTest, NoScheduleChangesAToken) {
+  const auto [shape, count] = GetParam();
+  Server plenty(shape);
+  plenty.AddAll();
+  const std::vector<TenantRequest> requests = MakeRequests(plenty, 6);
+  const std::vector<std::vector<int64_t>> alone = AnswersAlone(&plenty, requests);
+  Server tight(shape, LargestTenant(&plenty) * 3 / 2);
+  tight.AddAll();
+  for (uint32_t seed = 0; seed < count && !HasFailure(); ++seed)
+    RunSchedule(seed % 2 == 0 ? &tight : &plenty, requests, alone, seed);
+  EXPECT_GT(tight.tenants.num_evictions(), count / 2);
+  EXPECT_EQ(plenty.tenants.num_evictions(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, SchedulesTest,
+                         ::testing::Values(std::pair("llama-tiny", 1000u),
+                                           std::pair("gpt2-tiny", 100u)),
+                         [](const auto& param) { return param.index == 0 ? "Llama" : "Gpt2"; });
+
+// The naive kernel is another order of the same sums.
+TEST(EngineTest, TheLoopAnswersAsTheGroupedKernels) {
+  Server server;
+  server.AddAll();
+  const std::vector<TenantRequest> requests = MakeRequests(server, 3);
+  std::vector<std::vector<std::vector<int64_t>>> answers;
+  for (const TenantKernel kernel : {TenantKernel::kGrouped, TenantKernel::kLoop}) {
+    Engine engine(*server.backbone, server.tenants,
+                  {.width = 20, .end_tokens = kEndTokens, .kernel = kernel});
+    for (const TenantRequest& request : requests) ASSERT_THAT(engine.Submit(request), IsOk());
+    answers.emplace_back(requests.size());
+    for (const TenantAnswer& answer : RunAll(&engine))
+      answers.back()[static_cast<size_t>(answer.id)] = answer.tokens;
+  }
+  EXPECT_EQ(answers[0], answers[1]);
+}
+
+TEST(EngineTest, RefusesARequestAndGoesOnWithTheOthers) {
+  Server server;
+  ASSERT_THAT(server.Add("lora"), IsOk());
+  ASSERT_THAT(server.Add("lopa"), IsOk());
+  Engine engine(*server.backbone, server.tenants, {.width = 4, .max_rows = 20});
+  const TenantRequest good = {.id = 1, .tenant = "lora", .prompt = {3, 4, 5}, .max_new_tokens = 4};
+  ASSERT_THAT(engine.Submit(good), IsOk());
+  engine.Step();
+  const auto refused = [&](TenantRequest request, ErrorKind kind, const std::string& message) {
+    request.id = 9;
+    EXPECT_THAT(engine.Submit(std::move(request)), FailsWith(kind, message));
+  };
+  TenantRequest bad = good;
+  bad.tenant = "lore";
+  refused(bad, ErrorKind::kInput, "request 9: tenant: found \"lore\", loaded are lopa, lora");
+  bad = good;
+  bad.max_new_tokens = 18;
+  refused(bad, ErrorKind::kInput,
+          "request 9: found 3 rows of prompt and 18 new tokens, the cache of a sequence has 20");
+  bad.max_new_tokens = 14;
+  bad.tenant = "lopa";  // its rows count
+  refused(bad, ErrorKind::kInput, "found 7 rows of prompt and 14 new tokens");
+  bad = good;
+  bad.prompt = {};
+  refused(bad, ErrorKind::kInput, "request 9: prompt: empty");
+  bad.prompt = {3, 256};
+  refused(bad, ErrorKind::kInput, "request 9: prompt: found token 256, the vocabulary has 256");
+  bad = good;
+  bad.max_new_tokens = 0;
+  refused(bad, ErrorKind::kInput, "request 9: max_new_tokens: found 0");
+  bad = good;
+  bad.beams = 5;
+  refused(bad, ErrorKind::kRecipe, "request 9: beams: found 5, must be from 1 to 4");
+  const std::vector<TenantAnswer> answers = RunAll(&engine);
+  ASSERT_EQ(answers.size(), 1u);
+  EXPECT_THAT(answers[0].status, IsOk());
+  EXPECT_EQ(answers[0].tokens, AnswersAlone(&server, {good})[0]);
+}
+
+TEST(TenantTableTest, RefusesWhatDoesNotFit) {
+  Server server("llama-tiny", /*budget=*/10'000);
+  EXPECT_THAT(server.Add("lora"),
+              FailsWith(ErrorKind::kRecipe, "the memory budget for all is 10000"));
+  EXPECT_TRUE(server.tenants.names().empty());
+  ASSERT_THAT(server.Add("red"), IsOk());
+  EXPECT_THAT(server.Add("red"), FailsWith(ErrorKind::kInput, "found \"red\""));
+  EXPECT_THAT(server.tenants.Remove("ia3"), FailsWith(ErrorKind::kInput, "are red"));
+  EXPECT_LE(server.tenants.ready_bytes(), 10'000);
+}
+
+// An adapter of another backbone is refused when it is read, naming the tensor.
+TEST(TenantTableTest, RefusesAnAdapterOfAnotherBackbone) {
+  Server other("llama-tiny-untied"), server;
+  Recipe recipe = server.recipes.at("lora");
+  const StoredAdapter adapter = *RandomTenant(recipe, *other.backbone, 1);
+  recipe.adapter.init_from = server.folder.Path("adapter");
+  ASSERT_THAT(sharding::WriteAdapterFolder(
+                  recipe.adapter.init_from,
+                  adapter.choice.method->PeftConfig(adapter.choice.matched, {"tiny", "CAUSAL_LM"}),
+                  adapter.tensors),
+              IsOk());
+  EXPECT_THAT(ReadTenant(recipe, server.backbone->config()).status(),
+              FailsWith(ErrorKind::kInput, "k_proj.lora_B"));
+}
+
+}  // namespace
+}  // namespace graft::trainer
