@@ -25,9 +25,9 @@ def job_recipe(output, layout, **sections):
     return recipe(Golden("gqa_lora"), output, **(keys | sections))
 
 
-def finish(keys, folder):
+def finish(keys, folder, seconds=SOON):
     job = graft_job(keys, folder)
-    code, _ = job.wait(SOON)
+    code, _ = job.wait(seconds)
     assert code == 0, job.err[-3000:]
 
 

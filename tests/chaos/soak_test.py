@@ -38,7 +38,7 @@ def test_faults_all_the_time(tmp_path, rounds):
         optim = dict(steps=RUN_STEPS, schedule="constant", warmup_steps=0)
         return recipe(Golden("gqa_lora"), output, optim=optim, parallel=LAYOUT, checkpoint=dict(every=100))
 
-    finish(keys(tmp_path / "whole"), tmp_path / "whole-job")
+    finish(keys(tmp_path / "whole"), tmp_path / "whole-job", 10 * END_SECONDS)
     expected, run_seconds = outcome(tmp_path / "whole"), kept_seconds(tmp_path / "whole")
 
     kept = 0.0
