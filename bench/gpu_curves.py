@@ -81,6 +81,7 @@ def main():
     add = parser.add_argument
     add("--graft", nargs="+", default=[str(measure.ROOT / "build" / "graft")], help="the program")
     add("--out", type=Path, required=True)
+    add("--device", default="cuda", help="cpu: tries this script where there is no GPU")
     add("--steps", type=int, default=10)
     add("--limit", type=float, default=1e-4)
     add("--limit-bfloat16", type=float, default=2e-2)
@@ -93,11 +94,11 @@ def main():
     failed = []
     for name in a.methods:
         for dtype, limit in (("float32", a.limit), ("bfloat16", a.limit_bfloat16)):
-            if compare(a, name, METHODS[name], dtype, dict(device="cuda")) > limit:
+            if compare(a, name, METHODS[name], dtype, dict(device=a.device)) > limit:
                 failed.append(f"{name} {dtype}")
     for layout in ("data", "pipeline") if a.ranks else ():
         for backend in ("nccl", "mpi"):
-            extra = dict(device="cuda", backend=backend, **{layout: 2})
+            extra = dict(device=a.device, backend=backend, **{layout: 2})
             name = f"lora-{layout}2-{backend}"
             if compare(a, name, METHODS["lora"], "float32", extra, a.ranks.split()) > a.limit:
                 failed.append(name)

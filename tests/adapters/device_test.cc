@@ -1,8 +1,5 @@
 // The way of devices other than the host, without one: its arithmetic on host tensors against the
-// host's own loops, and whole steps on LibTorch's `meta` device, which has shapes but no numbers,
-// so that a tensor left on the host or a number that the host reads is an error. tests/gpu has the
-// same rows on a GPU.
-#include "models/device.h"
+// host's own loops. tests/gpu has the same rows on a GPU.
 #include "adapters/dropout.h"
 #include "models/gpu_kernels.h"
 #include "tests/adapters/backbone_contract.h"
@@ -23,25 +20,6 @@ TEST_P(DeviceContract, GivesWhatTheHostsLoopsGive) {
   EXPECT_LT(RelativeError(got, want), 1e-5);
   if (host.set->size() > 0) {
     EXPECT_LT(RelativeError(device.set->gradients(), host.set->gradients()), 1e-4);
-  }
-}
-
-TEST_P(DeviceContract, AStepReadsNothingBack) {
-  device_ = torch::kMeta;
-  for (const bool recompute : {false, true}) {
-    const Adapted adapted = Adapt(/*trained=*/true, recompute);
-    MicroBatch batch = Samples({0, 1, 2});
-    batch.target_rows = {1, 2, 5};
-    batch.target_ids = {7, 0, 100};
-    models::SiteContext context;
-    context.batch = &batch;
-    context.training = true;
-    const Tensor h = adapted.model->Layers(adapted.model->Embed(context), context);
-    const bool has_head = !models::TaskHeadOf(config_).has_dense;
-    const Tensor loss = has_head ? adapted.model->LossSum(h, context) : h.square().sum();
-    EXPECT_TRUE(loss.is_meta());
-    if (loss.requires_grad()) torch::autograd::backward({loss}, {});
-    EXPECT_TRUE(adapted.set->gradients().is_meta());
   }
 }
 
