@@ -1,6 +1,6 @@
 // What tensor code asks of the device that it runs on. Used by layers and methods, which have loops
 // of their own for host memory and leave every other device to LibTorch's operators and to the
-// kernels of models/layers/device_kernels.h.
+// kernels of models/gpu_kernels.h.
 #pragma once
 
 #include <cstdint>

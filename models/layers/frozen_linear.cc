@@ -12,6 +12,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/hash.h"
+#include "models/layers/few_rows.h"
 
 namespace graft::models {
 namespace {
@@ -108,6 +109,9 @@ class PackedWeight : public FrozenWeight {
   int64_t bytes() const override { return bytes_; }
 
   torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
+    if (const torch::Tensor plain = PlainForFewRows(x); plain.defined()) {
+      return MultiplyFewRows(x.contiguous(), plain).to(result);
+    }
     return Product(x, Pack(&forward_, backward_, false)).to(result);
   }
   torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
@@ -143,6 +147,14 @@ class PackedWeight : public FrozenWeight {
     for (size_t i = 1; i < slices.size(); ++i)
       sum = AddPacked(sum, parts[i].contiguous(), slices[i]);
     return sum;
+  }
+
+  // The matrix as it was stored, where a decoding step should read that: a packed product is made
+  // of slices, each of which costs a call. Undefined otherwise.
+  torch::Tensor PlainForFewRows(const torch::Tensor& x) const {
+    if (x.size(0) > kFewRows || dtype_ != torch::kFloat32 || x.scalar_type() != dtype_) return {};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return plain_.defined() && plain_.is_contiguous() ? plain_ : torch::Tensor();
   }
 
   const Slices& Pack(Slices* slices, const Slices& other, bool transposed) const {

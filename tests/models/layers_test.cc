@@ -14,6 +14,7 @@
 #include "models/layers/activation.h"
 #include "models/layers/attention.h"
 #include "models/layers/device_rows.h"
+#include "models/layers/few_rows.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/geglu.h"
 #include "models/layers/head_loss.h"
@@ -379,7 +380,7 @@ TEST_P(LayersTest, CachedCrossAttentionKeepsTheEncodersRows) {
 }
 
 // Decoding rows of many sequences at once: the bits of each are those that it gets alone.
-TEST_F(LayersTest, ADecodingRowDoesNotDependOnTheOthers) {
+TEST_P(LayersTest, ADecodingRowDoesNotDependOnTheOthers) {
   const AttentionShape shape{6, 2, 16, 0};
   const std::vector<int64_t> pasts = {3, 70, 129};
   for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
@@ -403,6 +404,21 @@ TEST_F(LayersTest, ADecodingRowDoesNotDependOnTheOthers) {
     const Tensor got = together.Attend(at::cat(queries), at::cat(keys), at::cat(values),
                                        {{0, 0, 1, 0}, {1, 1, 1, 0}, {2, 2, 1, 0}}, shape);
     EXPECT_TRUE(at::equal(got, at::cat(alone))) << dtype;
+  }
+}
+
+// Widths around the kernel's lanes and tiles; a row alone has the bits that it has among others.
+TEST_P(LayersTest, AProductOfFewRowsIsThatOfEachRow) {
+  for (const auto& [in, out] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {15, 3}, {16, 4}, {50, 33}, {576, 192}}) {
+    const Tensor weight = Random({out, in}, false), x = Random({11, in}, false);
+    const Tensor y = MultiplyFewRows(x, weight);
+    EXPECT_LE(RelativeError(y, at::mm(x, weight.t())), 2e-6) << in << " " << out;
+    for (int64_t row = 0; row < x.size(0); ++row) {
+      const Tensor alone = MultiplyFewRows(x.narrow(0, row, 1), weight);
+      EXPECT_TRUE(at::equal(alone[0], y[row])) << in << " " << out << " " << row;
+    }
+    EXPECT_TRUE(at::equal(MakeFrozenWeight(weight)->Multiply(x, torch::kFloat32), y));
   }
 }
 
