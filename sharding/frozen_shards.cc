@@ -29,23 +29,24 @@ int64_t FrozenShards::Keep(int layer, const torch::Tensor& bytes) {
   return share;
 }
 
-FrozenShards::Gathered FrozenShards::Start(int layer) {
+void FrozenShards::Start(int layer, Gathered* gathered) {
   const auto found = shards_.find(layer);
   GRAFT_CHECK(found != shards_.end(), absl::StrCat("layer ", layer, " is not kept here"));
   const torch::Tensor& mine = found->second;
   const int64_t share = mine.numel();
-  Gathered gathered{layer, at::empty({share * group_.size()}, mine.options()), {}};
-  const auto part = [&](int rank) { return gathered.bytes.narrow(0, rank * share, share); };
+  if (!gathered->room.defined()) gathered->room = at::empty({LargestLayer()}, mine.options());
+  gathered->layer = layer;
+  gathered->bytes = gathered->room.narrow(0, 0, share * group_.size());
+  const auto part = [&](int rank) { return gathered->bytes.narrow(0, rank * share, share); };
   part(group_.rank()).copy_(mine);
   // Each rank begins with its neighbour, so that not all of them send to the same one.
   for (int i = 1; i < group_.size(); ++i) {
     const int from = (group_.rank() + group_.size() - i) % group_.size();
-    gathered.open.push_back(group_.StartRecv(BufferOf(part(from)), from, kTag));
-    gathered.open.push_back(
+    gathered->open.push_back(group_.StartRecv(BufferOf(part(from)), from, kTag));
+    gathered->open.push_back(
         group_.StartSend(BufferOf(mine), (group_.rank() + i) % group_.size(), kTag));
     received_bytes_ += share;
   }
-  return gathered;
 }
 
 void FrozenShards::Finish(Gathered* gathered) {
@@ -71,15 +72,13 @@ torch::Tensor FrozenShards::Use(int layer) {
   before_ = current_.layer;
   if (other_.layer != layer) {
     Finish(&other_);  // a wrong guess: the others have sent it
-    other_ = Gathered();
-    other_ = Start(layer);
+    Start(layer, &other_);
   }
   std::swap(current_, other_);
   Finish(&current_);
   const int next = Expected(before_, layer);
   if (next != kNone && next != layer && next != other_.layer) {
-    other_ = Gathered();
-    other_ = Start(next);
+    Start(next, &other_);
   }
   return current_.bytes;
 }
@@ -94,12 +93,16 @@ std::vector<std::pair<std::string, torch::Tensor>> FrozenShards::shards() const 
   return named;
 }
 
-int64_t FrozenShards::gathered_bytes() const {
+int64_t FrozenShards::LargestLayer() const {
   int64_t largest = 0;
   for (const auto& [layer, shard] : shards_) {
     largest = std::max(largest, shard.numel() * group_.size());
   }
-  return std::min<int64_t>(2, static_cast<int64_t>(shards_.size())) * largest;
+  return largest;
+}
+
+int64_t FrozenShards::gathered_bytes() const {
+  return std::min<int64_t>(2, static_cast<int64_t>(shards_.size())) * LargestLayer();
 }
 
 }  // namespace graft::sharding

@@ -52,11 +52,14 @@ class FrozenShards : public models::LayerMemory {
   // A layer that is whole, or becomes so.
   struct Gathered {
     int layer = kNone;
-    torch::Tensor bytes;
+    torch::Tensor room;   // as large as the largest layer; stays for the next one
+    torch::Tensor bytes;  // of the layer, in `room`
     std::vector<std::unique_ptr<comm::Request>> open;
   };
-  Gathered Start(int layer);
+  // In the room of the layer that it replaces.
+  void Start(int layer, Gathered* gathered);
   void Finish(Gathered* gathered);
+  int64_t LargestLayer() const;
   // What comes behind `current`, which came behind `last`; kNone = unknown.
   int Expected(int last, int current) const;
 

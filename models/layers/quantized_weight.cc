@@ -18,6 +18,17 @@ constexpr int64_t kSlabBytes = int64_t{8} << 20;
 constexpr int64_t kColumnStep = 64;      // column slabs begin where a block of nf4 usually does
 constexpr int64_t kGrainValues = 32768;  // of W, in one piece of work of a thread
 
+// (rows, columns) of this thread's own memory. It stays: a slab that came and went between tensors
+// that are kept for the backward pass would leave a hole each time.
+torch::Tensor SlabRoom(int64_t rows, int64_t columns, torch::Dtype dtype) {
+  static thread_local torch::Tensor room;
+  const int64_t bytes = rows * columns * static_cast<int64_t>(c10::elementSize(dtype));
+  if (!room.defined() || room.numel() < bytes) {
+    room = at::empty({std::max(bytes, kSlabBytes)}, torch::kUInt8);
+  }
+  return room.narrow(0, 0, bytes).view(dtype).view({rows, columns});
+}
+
 // W~ of rows [row, row + rows), columns [column, column + columns) into `out` (rows, columns),
 // which is float32 or bfloat16. With `rounded` float32 values are those of bfloat16.
 void Dequantize(const QuantizedShape& shape, const uint8_t* stored, int64_t row, int64_t column,
@@ -103,8 +114,9 @@ class QuantizedWeight : public FrozenWeight {
     return std::max(step, kSlabBytes / element / length / step * step);
   }
 
+  // Valid until the next one.
   torch::Tensor Slab(int64_t row, int64_t column, int64_t rows, int64_t columns) const {
-    torch::Tensor slab = at::empty({rows, columns}, torch::dtype(ComputeType()));
+    torch::Tensor slab = SlabRoom(rows, columns, ComputeType());
     Dequantize(shape_, stored_.data_ptr<uint8_t>(), row, column, dtype_ == torch::kBFloat16, slab);
     return slab;
   }
