@@ -56,6 +56,8 @@ function(graft_test name)
   endif()
   add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
   _graft_common(${name} "${ARG_TORCH}")
+  # A test spends its time in the libraries; its own code compiles a fifth faster so. (-O0 would not fit the precompiled header.)
+  target_compile_options(${name} PRIVATE "$<$<CONFIG:Release>:-O1>")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600
