@@ -191,7 +191,8 @@ class TenantBench {
   absl::StatusOr<RunResult> RunOnce(const TenantCell& cell, Contestant& contestant) {
     ResetPeakResidentBytes();
     const Stopwatch clock;
-    Engine engine(*contestant.backbone, *contestant.tenants, {.width = cell.batch});
+    Engine engine(*contestant.backbone, *contestant.tenants,
+                  {.width = cell.batch, .kernel = contestant.variant.kernel});
     for (int64_t row = 0; row < cell.batch; ++row) {
       const int64_t tenant = contestant.has_tenants() ? cell.TenantOf(row) : -1;
       GRAFT_RETURN_IF_ERROR(
