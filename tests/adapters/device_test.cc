@@ -1,6 +1,7 @@
 // The way of devices other than the host, without one: its arithmetic on host tensors against the
 // host's own loops. tests/gpu has the same rows on a GPU.
 #include "adapters/dropout.h"
+#include "models/device.h"
 #include "models/gpu_kernels.h"
 #include "tests/adapters/backbone_contract.h"
 
