@@ -100,7 +100,7 @@ struct RowEdit {
 class SiteHook {
  public:
   virtual ~SiteHook() = default;
-  virtual RowEdit EditOfRow() const { return {}; }
+  virtual RowEdit EditOfRow() const { return {}; }  // of a decoding step with rows of many tenants; default: it is called
   // Linear sites, before the matrix product. Default: unchanged.
   virtual SiteInput EditInput(const SiteInput& x, SiteContext& /*context*/) { return x; }
   // Linear sites: y = x W^T + b, may be edited in place (nothing saves it). Hidden-state sites: x.value is undefined and

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "models/layers/few_rows.h"
 #include "models/layers/quantized_weight.h"
 #include "tests/testing/status_matchers.h"
 
@@ -55,7 +56,9 @@ TEST(FrozenWatchTest, APackedMatrixIsWatchedFromItsPackingOn) {
   derived.matrices.emplace_back("layers.0.q.weight", matrix);
   FrozenWatch watch({}, derived);
   EXPECT_EQ(watch.bytes(), 0) << "nothing is packed yet";
-  const torch::Tensor x = at::randn({3, 32}), y = matrix->Multiply(x, torch::kFloat32);
+  // Few rows would be multiplied with the matrix as it is stored.
+  const torch::Tensor x = at::randn({models::kFewRows + 1, 32}),
+                      y = matrix->Multiply(x, torch::kFloat32);
   matrix->MultiplyTransposed(at::randn({3, 48}), torch::kFloat32);
   const auto packed = matrix->Packed();
   ASSERT_EQ(packed.empty(), !models::PacksWeights(torch::kFloat32));
