@@ -3,8 +3,8 @@ samples of one length, in alternating runs. Speed and memory only: bench/gpu.sh 
 
   bench/compare_gpu.py --graft build/graft --shape llama-8b --length 4096 --out DIR
 
-Prints one JSON line: tokens/s, peak bytes that each program's allocator held, the measured rate of large matrix products and
-the share of it that each program used by the 4P rule (docs/gpu.md), and the ratios.
+Prints one JSON line: tokens/s, peak bytes that each program's allocator held, those that `graft plan` predicts, the measured
+rate of large matrix products and the share of it that each program used by the 4P rule (docs/gpu.md), and the ratios.
 """
 
 import argparse
@@ -44,13 +44,18 @@ def arguments():
     add("--graft", nargs="+", default=[str(measure.ROOT / "build" / "graft")], help="the program")
     add("--shape", choices=CONFIGS, default="llama-8b")
     add("--length", type=int, default=4096)
-    add("--batch", type=int, default=1, help="samples a step, all in one micro-batch")
+    add("--batch", type=int, default=1, help="samples of a micro-batch")
+    add("--micro-batches", type=int, default=1, help="graft's in a step, over all replicas")
     add("--rank", type=int, default=16)
     add("--pairs", type=int, default=2)
     add("--warmup", type=int, default=3)
     add("--steps", type=int, default=10)
     add("--out", type=Path, required=True)
     add("--skip-peer", action="store_true")
+    add("--quantize", default="none", help="graft's frozen matrices: none, int8, nf4")
+    add("--recompute", default="none", help="graft's model.recompute: none, layer")
+    add("--parallel", type=json.loads, default={}, help='more of graft\'s parallel: section, as JSON: {"pipeline": 2}')
+    add("--ranks", default="", help="mpirun and its options, where --parallel needs more than one rank")
     return parser.parse_args()
 
 
@@ -76,18 +81,21 @@ def write_config(a):
 def run_graft(a, data, folder):
     recipe = dict(
         run=dict(name="bench", output=str(folder / "run")),
-        model=dict(shape=a.shape, dtype="bfloat16"),
+        model=dict(shape=a.shape, dtype="bfloat16", quantize=a.quantize, recompute=a.recompute),
         data=dict(train=str(data), shuffle=False),
         adapter=dict(method="lora", sites="all", rank=a.rank, alpha=2 * a.rank),
-        parallel=dict(device="cuda"),
+        parallel=dict(device="cuda") | a.parallel,
         optim=dict(
-            lr=1e-4, steps=a.warmup + a.steps, global_batch=a.batch, micro_batch=a.batch
+            lr=1e-4,
+            steps=a.warmup + a.steps,
+            global_batch=a.batch * a.micro_batches,
+            micro_batch=a.batch,
         ),
         checkpoint=dict(every=0),
     )
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
-    command = [*a.graft, "train", "--config", path]
+    command = [*a.ranks.split(), *a.graft, "train", "--config", path]
     return measure.run(command, folder / "run" / "metrics.jsonl", 8, folder / "log")
 
 
@@ -148,7 +156,7 @@ def main():
     config = write_config(a)
     data = a.out / "data"
     shutil.rmtree(data, ignore_errors=True)
-    write_data(config, data, (a.warmup + a.steps) * a.batch, a.length, 1.0, 1, synthetic=True)
+    write_data(config, data, (a.warmup + a.steps) * a.batch * a.micro_batches, a.length, 1.0, 1, synthetic=True)
     programs = {"graft": run_graft}
     if not a.skip_peer:
         programs["peer"] = run_peer
@@ -158,11 +166,26 @@ def main():
             folder = a.out / f"{name}-{pair}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            runs[name].append(summary(program(a, data, folder), a.warmup))
+            run = program(a, data, folder)
+            runs[name].append(summary(run, a.warmup))
+            predicted = next((r for r in run.records if r["kind"] == "run"), {}).get("predicted_memory_bytes")
+            if predicted:
+                runs[name][-1]["predicted_bytes"] = predicted
             print(f"{a.shape} {name}: {json.dumps(runs[name][-1])}", file=sys.stderr, flush=True)
     rate = product_rate()
     flop = measure.flop_per_token(config, a.length, a.rank)
-    result = dict(shape=a.shape, length=a.length, batch=a.batch, product_rate=rate, flop_per_token=flop)
+    result = dict(
+        shape=a.shape,
+        length=a.length,
+        batch=a.batch,
+        quantize=a.quantize,
+        recompute=a.recompute,
+        parallel=a.parallel,
+        micro_batches=a.micro_batches,
+        pairs=a.pairs,
+        product_rate=rate,
+        flop_per_token=flop,
+    )
     for name, rows in runs.items():
         speed = statistics.median(row["tokens_per_second"] for row in rows)
         result[name] = dict(rows[0], tokens_per_second=speed, share_of_product_rate=speed * flop / rate)

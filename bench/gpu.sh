@@ -4,10 +4,11 @@
 # Usage: gpu.sh FOLDER PYTHON GRAFT GPU_TEST [MPIRUN ...]
 #   PYTHON    has torch, transformers, peft
 #   GRAFT, GPU_TEST   the programs; in a bundle (gpu_bundle.sh): "BUNDLE/run.sh TORCH_FOLDER graft" and "... gpu_test"
-#   MPIRUN    with its options for two ranks on this GPU: curves of two ranks too
+#   MPIRUN    with its options for two ranks: curves of two ranks too (in a bundle "BUNDLE/run.sh TORCH_FOLDER mpirun -np 2", and
+#             SHARE_GPU=1 in the environment where there is one GPU)
 # PART=test|curves|speed does one part only.
 set -euo pipefail
-[ $# -ge 4 ] || { sed -n '2,9s/^# //p' "$0" >&2; exit 64; }
+[ $# -ge 4 ] || { sed -n '2,10s/^# //p' "$0" >&2; exit 64; }
 here=$(dirname "$(realpath "$0")")
 folder=$1 python=$2 graft=$3 gpu_test=$4
 shift 4
@@ -27,7 +28,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
   fi
   if part speed; then
     for shape in llama-1b llama-8b; do
-      "$python" "$here/compare_gpu.py" --graft $graft --shape $shape --out "$folder/$shape" | tee -a "$folder/compare.jsonl"
+      "$python" "$here/compare_gpu.py" --graft $graft --shape $shape --pairs 3 --out "$folder/$shape" | tee -a "$folder/compare.jsonl"
+    done
+    for kind in int8 nf4; do
+      "$python" "$here/compare_gpu.py" --graft $graft --skip-peer --pairs 1 --quantize $kind --out "$folder/$kind" | tee -a "$folder/compare.jsonl"
     done
   fi
 }

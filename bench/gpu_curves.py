@@ -9,6 +9,7 @@ relative) or --limit-bfloat16.
 import argparse
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import measure
@@ -26,6 +27,72 @@ METHODS = {
     "lopa": dict(method="lopa", prompt_length=4, rank=2),
     "full": dict(method="full"),
 }
+LAYOUTS = {  # of two ranks
+    "data": dict(data=2),
+    "pipeline": dict(pipeline=2),
+    "shards": dict(data=2, shard_weights=True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on one GPU, or on two ranks."""
+
+    method: str
+    dtype: str
+    quantize: str = "none"
+    layout: str = ""
+    backend: str = "auto"
+
+    def on_cpu(self):
+        return f"{self.method}-{self.dtype}-{self.quantize}-cpu"
+
+    def name(self):
+        parts = [self.method, self.dtype, self.quantize if self.quantize != "none" else ""]
+        return " ".join(p for p in [*parts, self.layout, self.backend if self.layout else ""] if p)
+
+
+@dataclass
+class Runner:
+    options: argparse.Namespace
+    references: dict = field(default_factory=dict)  # losses on the CPU
+
+    def losses(self, name, case, parallel, launcher=()):
+        a = self.options
+        folder = a.out / name.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = dict(
+            run=dict(name="curve", output=str(folder / "run")),
+            model=dict(path=str(a.out / "tiny"), dtype=case.dtype, quantize=case.quantize),
+            data=dict(train=str(a.out / "data"), shuffle=True),
+            adapter=METHODS[case.method],
+            parallel=parallel,
+            optim=dict(lr=5e-3, steps=a.steps, global_batch=8, micro_batch=2),
+            checkpoint=dict(every=0),
+        )
+        path = folder / "recipe.yaml"
+        path.write_text(json.dumps(recipe))
+        command = [*launcher, *a.graft, "train", "--config", path]
+        run = measure.run(command, folder / "run" / "metrics.jsonl", 2, folder / "log")
+        return [r["loss"] for r in run.train()]
+
+    def difference(self, case):
+        """The largest relative difference of a loss."""
+        a = self.options
+        if case.on_cpu() not in self.references:
+            self.references[case.on_cpu()] = self.losses(case.on_cpu(), case, dict(device="cpu"))
+        want = self.references[case.on_cpu()]
+        parallel = dict(device=a.device, backend=case.backend, **LAYOUTS.get(case.layout, {}))
+        launcher = a.ranks.split() if case.layout else ()
+        got = self.losses(case.name(), case, parallel, launcher)
+        if len(got) != len(want):
+            return float("inf")
+        worst = max(abs(g - w) / abs(w) for g, w in zip(got, want))
+        print(
+            f"{case.name():32} {worst:.2e}  first {want[0]:.5f} {got[0]:.5f}  last {want[-1]:.5f} {got[-1]:.5f}",
+            flush=True,
+        )
+        return worst
 
 
 def write_data(folder, samples=64):
@@ -40,38 +107,15 @@ def write_data(folder, samples=64):
     writer.close()
 
 
-def losses(a, name, adapter, dtype, extra, launcher=()):
-    folder = a.out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = dict(
-        run=dict(name="curve", output=str(folder / "run")),
-        model=dict(path=str(a.out / "tiny"), dtype=dtype),
-        data=dict(train=str(a.out / "data"), shuffle=True),
-        adapter=adapter,
-        parallel=extra,
-        optim=dict(lr=5e-3, steps=a.steps, global_batch=8, micro_batch=2),
-        checkpoint=dict(every=0),
-    )
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(recipe))
-    command = [*launcher, *a.graft, "train", "--config", path]
-    run = measure.run(command, folder / "run" / "metrics.jsonl", 2, folder / "log")
-    return [(r["loss"], r["grad_norm"]) for r in run.train()]
-
-
-def compare(a, name, adapter, dtype, extra, launcher=()):
-    """The largest relative difference of a loss, in steps of both."""
-    reference = losses(a, f"{name}-{dtype}-cpu", adapter, dtype, dict(device="cpu"))
-    ours = losses(a, f"{name}-{dtype}-gpu", adapter, dtype, extra, launcher)
-    if len(ours) != len(reference):
-        return float("inf")
-    worst = max(abs(o[0] - r[0]) / abs(r[0]) for o, r in zip(ours, reference))
-    print(
-        f"{name:24} {dtype:8} {worst:.2e}  first {reference[0][0]:.5f} {ours[0][0]:.5f}"
-        f"  last {reference[-1][0]:.5f} {ours[-1][0]:.5f}",
-        flush=True,
-    )
-    return worst
+def cases(a):
+    chosen = [Case(method, dtype) for method in a.methods for dtype in ("float32", "bfloat16")]
+    chosen += [Case("lora", dtype, kind) for kind in a.quantize for dtype in ("float32", "bfloat16")]
+    if a.ranks:
+        chosen += [
+            Case("lora", "float32", "none", layout, backend) for layout in LAYOUTS for backend in a.backends
+        ]
+        chosen += [Case("lora", "float32", kind, "shards", a.backends[0]) for kind in a.quantize]
+    return chosen
 
 
 def main():
@@ -85,23 +129,23 @@ def main():
     add("--steps", type=int, default=10)
     add("--limit", type=float, default=1e-4)
     add("--limit-bfloat16", type=float, default=2e-2)
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--ranks", default="", help="mpirun and its options: also two ranks, as data and as pipeline, over nccl and mpi")
+    add("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    add("--quantize", nargs="*", choices=["int8", "nf4"], default=["int8", "nf4"])
+    add("--ranks", default="", help="mpirun and its options: also two ranks, in each layout and over each backend")
+    add("--backends", nargs="+", default=["nccl", "mpi"], help="of two ranks")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     write_tiny(a.out / "tiny")
     write_data(a.out / "data")
-    failed = []
-    for name in a.methods:
-        for dtype, limit in (("float32", a.limit), ("bfloat16", a.limit_bfloat16)):
-            if compare(a, name, METHODS[name], dtype, dict(device=a.device)) > limit:
-                failed.append(f"{name} {dtype}")
-    for layout in ("data", "pipeline") if a.ranks else ():
-        for backend in ("nccl", "mpi"):
-            extra = dict(device=a.device, backend=backend, **{layout: 2})
-            name = f"lora-{layout}2-{backend}"
-            if compare(a, name, METHODS["lora"], "float32", extra, a.ranks.split()) > a.limit:
-                failed.append(name)
+    runner, failed = Runner(a), []
+    for case in cases(a):
+        try:
+            worst = runner.difference(case)
+        except RuntimeError as error:
+            print(error, flush=True)
+            worst = float("inf")
+        if worst > (a.limit if case.dtype == "float32" else a.limit_bfloat16):
+            failed.append(case.name())
     print(f"failed: {failed}" if failed else "all curves agree")
     sys.exit(1 if failed else 0)
 

@@ -10,6 +10,7 @@
 #include "sharding/plan_report.h"
 #include "sharding/save_advice.h"
 #include "trainer/data/dataset.h"
+#include "trainer/device.h"
 #include "trainer/loaded_model.h"
 #include "trainer/memory.h"
 #include "trainer/open_data.h"
@@ -40,18 +41,30 @@ absl::StatusOr<trainer::WorkShape> ReadWork(CommandContext& context,
 }
 
 // Of one rank, by a matrix product of the size that a layer has.
-double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtype) {
-  const int64_t rows = 512, width = std::min<int64_t>(config.hidden_size, 4096),
+double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtype,
+                            torch::Device device) {
+  const int64_t rows = device.is_cpu() ? 512 : 4096,
+                width = std::min<int64_t>(config.hidden_size, 4096),
                 inner = std::min<int64_t>(config.intermediate_size, 4096);
-  const torch::Tensor x = at::ones({rows, width}, dtype), w = at::ones({width, inner}, dtype);
-  at::mm(x, w);  // first call sets up
+  const torch::TensorOptions options = torch::TensorOptions(dtype).device(device);
+  const torch::Tensor x = at::ones({rows, width}, options), w = at::ones({width, inner}, options);
+  const auto multiply = [&] { at::mm(x, w)[0][0].item(); };  // a GPU's product has ended then
+  multiply();                                                // first call sets up
   const trainer::Stopwatch clock;
   int64_t count = 0;
   while (clock.Seconds() < 0.2) {
-    at::mm(x, w);
+    multiply();
     ++count;
   }
   return 2.0 * static_cast<double>(count * rows * width * inner) / clock.Seconds();
+}
+
+// What `work` lacks. A plan for GPUs needs none, but has times only where there is one.
+void MeasureWork(const models::ModelConfig& config, torch::Dtype dtype, torch::Device here,
+                 sharding::PlanWork* work) {
+  if (!work->on_gpu) work->base_bytes = static_cast<double>(trainer::ProgramBytes());
+  if (work->on_gpu != here.is_cpu())
+    work->flop_per_second = MeasureFlopPerSecond(config, dtype, here);
 }
 
 }  // namespace
@@ -66,9 +79,14 @@ absl::Status PlanCommand(CommandContext& context) {
   GRAFT_ASSIGN_OR_RETURN(const sharding::Plan plan,
                          trainer::MakeRecipePlan(recipe, config, adapter, shape));
   trainer::SetUpThreads(context.world.all(), recipe.parallel.threads);
-  GRAFT_ASSIGN_OR_RETURN(sharding::PlanWork work, trainer::PlanWorkOf(recipe, adapter, shape));
-  work.base_bytes = static_cast<double>(trainer::ProgramBytes());
-  work.flop_per_second = MeasureFlopPerSecond(config, trainer::RecipeDtype(recipe));
+  const std::string& wanted = recipe.parallel.device;
+  GRAFT_ASSIGN_OR_RETURN(
+      const torch::Device here,
+      trainer::ChooseDevice(wanted == "cuda" ? "auto" : wanted, context.world.all()));
+  GRAFT_ASSIGN_OR_RETURN(
+      sharding::PlanWork work,
+      trainer::PlanWorkOf(recipe, adapter, shape, wanted == "cuda" || !here.is_cpu()));
+  MeasureWork(config, trainer::RecipeDtype(recipe), here, &work);
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(config, plan, work));
   const int64_t trainable = adapter.method->CountParameters(adapter.matched);

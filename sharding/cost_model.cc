@@ -12,9 +12,9 @@ using models::ModelConfig;
 // Float32 master, gradient and two moments.
 constexpr int64_t kAdapterBytes = 16;
 // The loss works through this many positions at a time, and less where the logits would pass the
-// byte limit.
+// byte limit (models/layers/head_loss.cc).
 constexpr int64_t kLossChunkPositions = 1024;
-constexpr int64_t kLossChunkBytes = int64_t{64} << 20;
+constexpr int64_t kLossChunkBytes = int64_t{64} << 20, kGpuLossChunkBytes = int64_t{512} << 20;
 constexpr int64_t kBuffersPerDirection = 2;
 
 // Parameters of one normalisation over the hidden width.
@@ -73,6 +73,25 @@ double KeptByAutograd(const ModelConfig& config, int64_t element_bytes) {
 double LayerWorkspace(const ModelConfig& config, int64_t element_bytes) {
   return static_cast<double>(element_bytes) * 4.0 *
          static_cast<double>(config.intermediate_size + config.hidden_size);
+}
+
+// W~ of the largest quantised matrix, which a GPU makes whole for a product.
+double LargestMatrixBytes(const ModelConfig& config, int64_t element_bytes) {
+  int64_t largest = 0;
+  for (const auto& [out, in] : LayerMatrices(config, 0)) largest = std::max(largest, out * in);
+  return static_cast<double>(element_bytes * largest);
+}
+
+// A chunk of logits, its gradient in the model's numbers, and what a trained head adds.
+double HeadWorkspace(const ModelConfig& config, const MemoryShape& shape) {
+  const int64_t limit = shape.on_gpu ? kGpuLossChunkBytes : kLossChunkBytes;
+  const int64_t positions = std::clamp<int64_t>(
+      limit / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1, kLossChunkPositions);
+  const auto logits =
+      static_cast<double>(positions * config.vocab_size * (shape.element_bytes + 4));
+  if (!shape.trains_backbone) return logits;
+  // The gradient of the projection is made beside the loss.
+  return logits + 4.0 * static_cast<double>(HeadMatmulParameters(config));
 }
 
 // Bytes that a layer keeps for its backward pass, for one token of the micro-batch.
@@ -253,18 +272,11 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
                          (trained_first * first + part.trained_decoder_layers * decoder);
   }
   if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
-  if (projects) {
-    const int64_t positions =
-        std::min(kLossChunkPositions,
-                 kLossChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))));
-    memory.head = static_cast<double>(std::max<int64_t>(positions, 1) * config.vocab_size *
-                                      (shape.element_bytes + 4));
-    // The gradient of the projection is made beside the loss.
-    if (shape.trains_backbone)
-      memory.head += 4.0 * static_cast<double>(HeadMatmulParameters(config));
-  }
+  if (projects) memory.head = HeadWorkspace(config, shape);
   if (part.trained_layers > 0) {
     memory.workspace = tokens * LayerWorkspace(config, shape.element_bytes);
+    if (shape.on_gpu && shape.quantize != models::Quantization::kNone)
+      memory.workspace += LargestMatrixBytes(config, shape.element_bytes);
   }
   return memory;
 }

@@ -77,6 +77,7 @@ struct MemoryShape {
   double head_share = 1.0;         // encoder-decoder models: the target's share of T
   bool recompute = false;
   bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
+  bool on_gpu = false;        // larger chunks of logits; a quantised matrix is whole in a product
   models::Quantization quantize = models::Quantization::kNone;  // of the layers' matrices
   int shards = 1;                // shard_weights: replicas that share the layers' matrices
   bool boundaries = false;       // more than one stage
@@ -95,6 +96,8 @@ struct RankMemory {
     return base + frozen + gathered + adapters + activations + boundaries + temporary();
   }
 };
+// What LibTorch's libraries take from its allocator on a GPU: cuBLAS's workspaces.
+inline constexpr double kGpuBaseBytes = 64.0 * (1 << 20);
 // Of one layer's matrices as they are stored, whole and once.
 double LayerMatrixBytes(const models::ModelConfig& config, const MemoryShape& shape,
                         int64_t layer = 0);

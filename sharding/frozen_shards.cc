@@ -1,6 +1,7 @@
 #include "sharding/frozen_shards.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include <ATen/ATen.h>
 
@@ -17,14 +18,20 @@ constexpr int64_t kAlign = 64;
 
 }  // namespace
 
+FrozenShards::FrozenShards(comm::Communicator& group, torch::Device device)
+    : group_(group),
+      device_(device),
+      travels_on_(std::string_view(group.backend()) == "nccl" ? device
+                                                              : torch::Device(torch::kCPU)) {}
+
 int64_t FrozenShards::Keep(int layer, const torch::Tensor& bytes) {
   const int64_t ranks = group_.size();
   const int64_t share = (bytes.numel() + ranks * kAlign - 1) / (ranks * kAlign) * kAlign;
   const int64_t begin = std::min(bytes.numel(), share * group_.rank()),
                 end = std::min(bytes.numel(), begin + share);
-  torch::Tensor shard = at::zeros({share}, torch::kUInt8);
+  torch::Tensor shard = at::zeros({share}, bytes.options().device(travels_on_));
   shard.narrow(0, 0, end - begin).copy_(bytes.narrow(0, begin, end - begin));
-  GRAFT_CHECK(shards_.emplace(layer, shard.to(device_)).second,
+  GRAFT_CHECK(shards_.emplace(layer, std::move(shard)).second,
               absl::StrCat("layer ", layer, " is kept twice"));
   return share;
 }
@@ -53,6 +60,7 @@ void FrozenShards::Finish(Gathered* gathered) {
   const comm::BlockedTimer timer(&blocked_seconds_);
   for (const auto& request : gathered->open) request->Wait();
   gathered->open.clear();
+  if (gathered->layer != kNone) gathered->bytes = gathered->bytes.to(device_);
 }
 
 int FrozenShards::Expected(int last, int current) const {

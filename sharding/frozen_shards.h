@@ -27,8 +27,9 @@ namespace graft::sharding {
 
 class FrozenShards : public models::LayerMemory {
  public:
-  // `group`: the replicas of this stage; must outlive the shards. Gathered layers lie on `device`.
-  FrozenShards(comm::Communicator& group, torch::Device device) : group_(group), device_(device) {}
+  // `group`: the replicas of this stage; must outlive the shards. Gathered layers lie on `device`;
+  // what `group` moves lies in the memory that it reaches: a host group's shards stay on the host.
+  FrozenShards(comm::Communicator& group, torch::Device device);
 
   int64_t Keep(int layer, const torch::Tensor& bytes) override;
   // Blocks until the layer is here. Throws kind peer when a replica is lost. All ranks of the group
@@ -53,7 +54,7 @@ class FrozenShards : public models::LayerMemory {
   struct Gathered {
     int layer = kNone;
     torch::Tensor room;   // as large as the largest layer; stays for the next one
-    torch::Tensor bytes;  // of the layer, in `room`
+    torch::Tensor bytes;  // of the layer: in `room`, or a copy of it on the device
     std::vector<std::unique_ptr<comm::Request>> open;
   };
   // In the room of the layer that it replaces.
@@ -65,6 +66,7 @@ class FrozenShards : public models::LayerMemory {
 
   comm::Communicator& group_;
   const torch::Device device_;
+  const torch::Device travels_on_;             // device_, or the CPU
   std::map<int, torch::Tensor> shards_;        // by layer
   Gathered current_, other_;                   // other_: the next one or the last one
   int before_ = kNone;                         // the layer that was used before current_

@@ -151,6 +151,7 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   shape.head_share = work.head_share;
   shape.recompute = work.recompute;
   shape.packed_twice = work.packed_twice;
+  shape.on_gpu = work.on_gpu;
   shape.quantize = work.quantize;
   shape.shards = work.shard_weights ? work.data : 1;
   shape.language_head = work.language_head;

@@ -25,6 +25,7 @@ struct PlanWork {
   int64_t element_bytes = 4;
   bool recompute = false;
   bool packed_twice = false;
+  bool on_gpu = false;
   models::Quantization quantize = models::Quantization::kNone;
   bool shard_weights = false;
   bool language_head = true;  // else a task's own small head

@@ -35,7 +35,7 @@ EncoderFlop EncoderFlopOf(const models::ModelConfig& config, bool trained, int64
 }  // namespace
 
 absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const AdapterChoice& adapter,
-                                              const WorkShape& shape) {
+                                              const WorkShape& shape, bool on_gpu) {
   const adapters::Method& method = *adapter.method;
   const torch::Dtype dtype = RecipeDtype(recipe);
   sharding::PlanWork work;
@@ -52,7 +52,9 @@ absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const Adapte
   work.language_head = shape.outputs == 0;
   work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
   work.recompute = recipe.model.recompute == "layer";
-  work.packed_twice = models::PacksWeights(dtype);
+  work.on_gpu = on_gpu;
+  work.packed_twice = !on_gpu && models::PacksWeights(dtype);
+  if (on_gpu) work.base_bytes = sharding::kGpuBaseBytes;
   work.quantize = models::ParseQuantization(recipe.model.quantize);
   work.shard_weights = recipe.parallel.shard_weights;
   work.trains_backbone = method.trains_backbone();

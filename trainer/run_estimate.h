@@ -17,10 +17,10 @@
 
 namespace graft::trainer {
 
-// Without what is measured (base_bytes, flop_per_second). Kind input from a prompt encoder's
-// folder.
+// `on_gpu`: where the tensors live. Without what is measured: flop_per_second, and on a CPU
+// base_bytes. Kind input from a prompt encoder's folder.
 absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const AdapterChoice& adapter,
-                                              const WorkShape& shape);
+                                              const WorkShape& shape, bool on_gpu);
 
 struct FlopCount {
   double model = 0;     // what has to be computed: 4P rule, nothing twice (performance.md 1.1)

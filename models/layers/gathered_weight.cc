@@ -56,8 +56,8 @@ class GatheredWeight : public FrozenWeight {
 int64_t LayerPacker::Append(torch::Tensor bytes) {
   const int64_t begin = size_, padding = (kQuantAlign - bytes.numel() % kQuantAlign) % kQuantAlign;
   size_ += bytes.numel() + padding;
+  if (padding > 0) bytes = at::cat({bytes, at::zeros({padding}, bytes.options())});
   pieces_.push_back(std::move(bytes));
-  if (padding > 0) pieces_.push_back(at::zeros({padding}, torch::kUInt8));
   return begin;
 }
 

@@ -18,8 +18,8 @@ namespace graft::models {
 class LayerMemory {
  public:
   virtual ~LayerMemory() = default;
-  // At load, once for each layer in rising order: takes over its bytes (uint8, on the CPU). Returns
-  // how many of them stay on this rank.
+  // At load, once for each layer in rising order: takes over its bytes (uint8, on any device).
+  // Returns how many of them stay on this rank.
   virtual int64_t Keep(int layer, const torch::Tensor& bytes) = 0;
   // The bytes of `layer` again, valid until another layer is asked for. Every rank that has a share
   // must ask for the same layers in the same order.

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -9,6 +12,7 @@
 #include <ATen/Parallel.h>
 
 #include "base/hash.h"
+#include "models/gpu_kernels.h"
 #include "models/layers/row_kernels.h"
 
 namespace graft::models {
@@ -17,6 +21,11 @@ namespace {
 constexpr int64_t kSlabBytes = int64_t{8} << 20;
 constexpr int64_t kColumnStep = 64;      // column slabs begin where a block of nf4 usually does
 constexpr int64_t kGrainValues = 32768;  // of W, in one piece of work of a thread
+
+constexpr char kKernelSource[] =
+#include "models/layers/quantized_weight_gpu.inc"
+    ;
+constexpr int kKernelThreads = 256;
 
 // (rows, columns) of this thread's own memory. It stays: a slab that came and went between tensors
 // that are kept for the backward pass would leave a hole each time.
@@ -158,6 +167,48 @@ torch::Tensor Part(const torch::Tensor& stored, int64_t begin, int64_t count, to
   return stored.narrow(0, begin, bytes).view(type);
 }
 
+constexpr int64_t kNf4Values = static_cast<int64_t>(std::size(kNf4Code));
+
+// The 16 values of nf4, then the 256 of the scales' code, (272) float32. Copied to a device once:
+// later products do not wait for it.
+torch::Tensor Nf4Tables(torch::Device device) {
+  static std::mutex mutex;
+  static auto* const tables = new std::map<std::pair<c10::DeviceType, int>, torch::Tensor>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  torch::Tensor& table = (*tables)[{device.type(), device.index()}];
+  if (!table.defined()) {
+    std::vector<float> values(std::begin(kNf4Code), std::end(kNf4Code));
+    values.insert(values.end(), DynamicCode().begin(), DynamicCode().end());
+    table = at::tensor(values, torch::kFloat32).to(device);
+  }
+  return table;
+}
+
+// By kernels of our own, which read the codes once and write nothing but W~; undefined where they
+// do not run.
+torch::Tensor DequantizeByKernel(const torch::Tensor& stored, const QuantizedShape& shape,
+                                 torch::Dtype dtype) {
+  if (!stored.is_cuda()) return {};
+  torch::Tensor out = at::empty({shape.out, shape.in}, stored.options().dtype(dtype));
+  GpuKernels::Variant variant;
+  if (!QuantizedKernels().Fits({out}, shape.in, &variant)) return {};
+  const auto part = [&](int64_t begin) { return stored.narrow(0, begin, 1); };
+  GpuArguments arguments;
+  const bool is_int8 = shape.kind == Quantization::kInt8;
+  if (is_int8) {
+    arguments.Add(stored).Add(part(shape.scales_begin())).Add(out).Add(shape.in);
+  } else {
+    arguments.Add(stored).Add(part(shape.scales_begin())).Add(part(shape.groups_begin()));
+    arguments.Add(part(shape.mean_begin())).Add(Nf4Tables(stored.device())).Add(out);
+  }
+  arguments.Add(shape.size());
+  const int64_t numbers = int64_t{kKernelThreads} * variant.width;  // of a block of threads
+  QuantizedKernels().Launch(is_int8 ? "FromInt8" : "FromNf4", variant, stored.device(),
+                            (shape.size() + numbers - 1) / numbers, kKernelThreads,
+                            arguments.Pointers());
+  return out;
+}
+
 }  // namespace
 
 torch::Tensor QuantizeMatrix(const torch::Tensor& weight, Quantization kind, double* error) {
@@ -178,6 +229,8 @@ torch::Tensor QuantizeMatrix(const torch::Tensor& weight, Quantization kind, dou
 
 torch::Tensor DequantizeMatrix(const torch::Tensor& stored, const QuantizedShape& shape,
                                torch::Dtype dtype) {
+  const torch::Tensor by_kernel = DequantizeByKernel(stored, shape, dtype);
+  if (by_kernel.defined()) return by_kernel;
   const int64_t units = shape.units();
   if (shape.kind == Quantization::kInt8) {
     const torch::Tensor scales = Part(stored, shape.scales_begin(), units, torch::kFloat32);
@@ -187,23 +240,21 @@ torch::Tensor DequantizeMatrix(const torch::Tensor& stored, const QuantizedShape
         .mul_(scales.unsqueeze(1))
         .to(dtype);
   }
-  const auto table = [&stored](const float* values, int64_t count) {
-    return at::from_blob(const_cast<float*>(values), {count}, torch::kFloat32).to(stored.device());
-  };
+  const torch::Tensor tables = Nf4Tables(stored.device());
   const torch::Tensor groups =
       Part(stored, shape.groups_begin(), shape.scale_groups(), torch::kFloat32)
           .repeat_interleave(kNf4ScaleBlock)
           .narrow(0, 0, units);
   const torch::Tensor mean = Part(stored, shape.mean_begin(), 1, torch::kFloat32);
   const torch::Tensor scales =
-      table(DynamicCode().data(), static_cast<int64_t>(DynamicCode().size()))
+      tables.narrow(0, kNf4Values, tables.numel() - kNf4Values)
           .index_select(0, stored.narrow(0, shape.scales_begin(), units).to(torch::kInt32))
           .mul_(groups)
           .add_(mean);
   const torch::Tensor bytes = stored.narrow(0, 0, units * kNf4Block / 2);
   const torch::Tensor codes =
       at::stack({bytes.bitwise_right_shift(4), bytes.bitwise_and(15)}, 1).flatten();
-  return table(kNf4Code, 16)
+  return tables.narrow(0, 0, kNf4Values)
       .index_select(0, codes.to(torch::kInt32))
       .view({units, kNf4Block})
       .mul_(scales.unsqueeze(1))
@@ -211,6 +262,11 @@ torch::Tensor DequantizeMatrix(const torch::Tensor& stored, const QuantizedShape
       .narrow(0, 0, shape.size())
       .view({shape.out, shape.in})
       .to(dtype);
+}
+
+GpuKernels& QuantizedKernels() {
+  static GpuKernels kernels("quantized_weight", kKernelSource);
+  return kernels;
 }
 
 std::shared_ptr<const FrozenWeight> MakeQuantizedWeight(torch::Tensor stored, QuantizedShape shape,

@@ -17,11 +17,14 @@
 
 namespace graft::models {
 
+class GpuKernels;  // models/gpu_kernels.h
+
 // The stored form of a float32 CPU matrix (out, in), as bytes: uint8 (QuantizedShape::bytes()).
 // `error`: ||W - W~|| / ||W||. The same bits for any number of threads.
 torch::Tensor QuantizeMatrix(const torch::Tensor& weight, Quantization kind, double* error);
 
-// W~ (out, in) in `dtype` by LibTorch's operators, on the device of `stored`.
+// W~ (out, in) in `dtype`, on the device of `stored`: on a GPU by kernels of our own
+// (quantized_weight_gpu.inc), else by LibTorch's operators. The same bits.
 torch::Tensor DequantizeMatrix(const torch::Tensor& stored, const QuantizedShape& shape,
                                torch::Dtype dtype);
 
@@ -30,5 +33,8 @@ torch::Tensor DequantizeMatrix(const torch::Tensor& stored, const QuantizedShape
 std::shared_ptr<const FrozenWeight> MakeQuantizedWeight(torch::Tensor stored, QuantizedShape shape,
                                                         torch::Dtype dtype,
                                                         FrozenUse use = FrozenUse::kProducts);
+
+// The kernels, for tests that compile them where there is no GPU.
+GpuKernels& QuantizedKernels();
 
 }  // namespace graft::models

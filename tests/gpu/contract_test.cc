@@ -1,5 +1,10 @@
 // Every method on every backbone: the same hidden states, loss and gradients on a GPU as on the
-// host; and steps whose results repeat bit by bit.
+// host; steps whose results repeat bit by bit; and nothing that makes the host wait for the GPU.
+#include <dlfcn.h>
+
+#include <optional>
+
+#include "base/status.h"
 #include "tests/adapters/backbone_contract.h"
 
 namespace graft::adapters {
@@ -7,13 +12,32 @@ namespace {
 
 const torch::Device kGpu(torch::kCUDA, 0);
 
+// While one lives, LibTorch throws where it would wait for a GPU. Its switch,
+// c10::cuda::warning_state(), stands in a header that needs a CUDA toolkit, but is a symbol too.
+class NoWaiting {
+ public:
+  NoWaiting() : mode_(Find()) { *mode_ = kError; }
+  ~NoWaiting() { *mode_ = kOff; }
+  NoWaiting(const NoWaiting&) = delete;
+  NoWaiting& operator=(const NoWaiting&) = delete;
+
+ private:
+  static constexpr int kOff = 0, kError = 2;  // c10::cuda::SyncDebugMode
+  static int* Find() {
+    void* const mode = ::dlsym(RTLD_DEFAULT, "_ZZN3c104cuda13warning_stateEvE14warning_state_");
+    GRAFT_CHECK(mode != nullptr, "LibTorch's synchronisation mode is not there");
+    return static_cast<int*>(mode);
+  }
+  int* const mode_;
+};
+
 class GpuContract : public BackboneContract {
  protected:
   struct Result {
     Tensor h, loss, gradients;
   };
 
-  Result Step(torch::Device device, bool recompute = false) {
+  Result Step(torch::Device device, bool recompute = false, bool may_wait = true) {
     device_ = device;
     const Adapted adapted = Adapt(/*trained=*/true, recompute);
     MicroBatch batch = Samples({0, 1, 2});
@@ -22,10 +46,13 @@ class GpuContract : public BackboneContract {
     models::SiteContext context;
     context.batch = &batch;
     context.training = true;
+    std::optional<NoWaiting> no_waiting;
+    if (!may_wait) no_waiting.emplace();
     const Tensor h = adapted.model->Layers(adapted.model->Embed(context), context);
     const bool has_head = !models::TaskHeadOf(config_).has_dense;
     const Tensor loss = has_head ? adapted.model->LossSum(h, context) : h.square().sum();
     if (loss.requires_grad()) torch::autograd::backward({loss}, {});
+    no_waiting.reset();
     return {h.detach().to(torch::kCPU), loss.detach().to(torch::kCPU),
             adapted.set->gradients().to(torch::kCPU)};
   }
@@ -48,6 +75,15 @@ TEST_P(GpuContract, RepeatsBitByBit) {
   EXPECT_TRUE(at::equal(once.h, again.h));
   EXPECT_TRUE(at::equal(once.loss, again.loss));
   EXPECT_TRUE(at::equal(once.gradients, again.gradients));
+}
+
+TEST_P(GpuContract, AStepDoesNotWaitForTheGpu) {
+  Step(kGpu);  // what is copied there once and kept
+  EXPECT_NO_THROW(Step(kGpu, /*recompute=*/false, /*may_wait=*/false));
+  {
+    const NoWaiting no_waiting;
+    EXPECT_ANY_THROW(at::ones({1}, kGpu).item());  // the switch works
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GpuContract, AllFamiliesAndMethods(), RowName);

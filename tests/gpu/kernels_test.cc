@@ -10,6 +10,7 @@
 #include "models/layers/attention.h"
 #include "models/layers/device_rows.h"
 #include "models/layers/head_loss.h"
+#include "models/layers/quantized_weight.h"
 #include "models/layers/rms_norm.h"
 #include "models/layers/rope.h"
 #include "models/layers/swiglu.h"
@@ -63,6 +64,7 @@ TEST_P(KernelsTest, TheyRunHere) {
   const Tensor x = Random(4, GetParam().width).to(kGpu);
   ASSERT_TRUE(device::RowKernels().Fits({x}, x.size(1), &variant));
   ASSERT_TRUE(adapters::DropoutKernel().Fits({x}, 1, &variant));
+  ASSERT_TRUE(QuantizedKernels().Fits({x}, x.size(1), &variant));
 }
 
 TEST_P(KernelsTest, RmsNorm) {
@@ -118,6 +120,26 @@ TEST_P(KernelsTest, TokenLosses) {
   const Tensor got_losses = device::TokenLosses(got, ids.to(kGpu), true);
   EXPECT_LT(RelativeError(got_losses, want_losses), 2e-6);
   EXPECT_LT(RelativeError(got, want), 2e-6);
+}
+
+TEST_P(KernelsTest, QuantisedMatricesHaveTheHostsBits) {
+  for (const Quantization kind : {Quantization::kInt8, Quantization::kNf4}) {
+    const QuantizedShape shape{kind, 301, GetParam().width};  // nf4: the last block may be short
+    double error = 0;
+    const Tensor stored = QuantizeMatrix(at::randn({shape.out, shape.in}), kind, &error);
+    const Tensor host = DequantizeMatrix(stored, shape, GetParam().dtype);
+    const Tensor gpu = DequantizeMatrix(stored.to(kGpu), shape, GetParam().dtype);
+    EXPECT_TRUE(at::equal(gpu.to(torch::kCPU), host)) << QuantizationName(kind);
+    const auto on_host = MakeQuantizedWeight(stored, shape, GetParam().dtype);
+    const auto on_gpu = MakeQuantizedWeight(stored.to(kGpu), shape, GetParam().dtype);
+    const Tensor x = Random(19, shape.in), dy = Random(19, shape.out);
+    EXPECT_LT(RelativeError(on_gpu->Multiply(x.to(kGpu), x.scalar_type()),
+                            on_host->Multiply(x, x.scalar_type())),
+              GetParam().tolerance());
+    EXPECT_LT(RelativeError(on_gpu->MultiplyTransposed(dy.to(kGpu), x.scalar_type()),
+                            on_host->MultiplyTransposed(dy, x.scalar_type())),
+              GetParam().tolerance());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KernelsTest,

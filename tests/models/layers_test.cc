@@ -19,6 +19,7 @@
 #include "models/layers/geglu.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/layer_norm.h"
+#include "models/layers/quantized_weight.h"
 #include "models/layers/recompute.h"
 #include "models/layers/relative_bias.h"
 #include "models/layers/rms_norm.h"
@@ -507,9 +508,11 @@ TEST(RowKernelsTest, CompileWithoutAGpu) {
   for (const char* architecture : {"sm_80", "sm_90", "sm_100"}) {
     for (const GpuKernels::Variant variant :
          {GpuKernels::Variant{false, 1}, {false, 4}, {true, 8}}) {
-      const auto code = device::RowKernels().Compile(variant, architecture);
-      ASSERT_TRUE(code.ok()) << code.status();
-      EXPECT_GT(code->size(), 1000u);
+      for (GpuKernels* const kernels : {&device::RowKernels(), &QuantizedKernels()}) {
+        const auto code = kernels->Compile(variant, architecture);
+        ASSERT_TRUE(code.ok()) << code.status();
+        EXPECT_GT(code->size(), 1000u);
+      }
     }
   }
 }

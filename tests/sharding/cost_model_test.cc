@@ -162,6 +162,25 @@ TEST(CostModel, QuantisedAndSharedMatrices) {
   EXPECT_NEAR(shared.gathered, 2 * 2 * layers / 32, 1);
 }
 
+TEST(CostModel, OnAGpu) {
+  const models::ModelConfig llama = Llama2_7B();
+  RankPart part;
+  part.layers = part.trained_layers = 32;
+  part.in_flight = 1;
+  part.head = true;
+  MemoryShape shape;
+  shape.element_bytes = 2;
+  shape.micro_batch_tokens = 4096;
+  const RankMemory host = MemoryOfRank(llama, part, shape);
+  EXPECT_EQ(host.head, 6.0 * 524 * 32000);  // as many logits as 64 MiB hold
+  shape.on_gpu = true;
+  const RankMemory gpu = MemoryOfRank(llama, part, shape);
+  EXPECT_EQ(gpu.head, 6.0 * 1024 * 32000);
+  EXPECT_EQ(gpu.workspace, host.workspace);
+  shape.quantize = models::Quantization::kNf4;
+  EXPECT_EQ(MemoryOfRank(llama, part, shape).workspace - gpu.workspace, 2.0 * 4096 * 11008);
+}
+
 TEST(CostModel, ATaskHeadNeedsNoProjection) {
   const models::ModelConfig smol = SmolLM135M();
   RankPart part;
