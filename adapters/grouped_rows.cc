@@ -1,80 +1,38 @@
 #include "adapters/grouped_rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <ATen/Parallel.h>
 
-// One body, several instruction sets; the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GRAFT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define GRAFT_CLONES
-#endif
-#define GRAFT_INLINE __attribute__((always_inline)) inline
+#include "base/dot_tile.h"
+#include "base/vector_clones.h"
 
 namespace graft::adapters {
 namespace {
 
-// Sixteen floats; the compiler splits it where registers are narrower.
-typedef float Vector __attribute__((vector_size(64)));
-typedef float HalfVector __attribute__((vector_size(32)));
-typedef float QuarterVector __attribute__((vector_size(16)));
-constexpr int64_t kLanes = 16;
 constexpr int64_t kRanks = 4, kRows = 4;   // of a tile: its sums stay in registers
 constexpr int64_t kColumns = 256;          // of a piece of work on the way up
 constexpr int64_t kWorkOfThread = 32'768;  // products that are worth a thread
 
-// References keep vectors of this width out of calling conventions.
-GRAFT_INLINE void Load(const float* from, Vector* to) { std::memcpy(to, from, sizeof(Vector)); }
-
-GRAFT_INLINE float Sum(const Vector& v) {
-  HalfVector half[2];
-  std::memcpy(half, &v, sizeof(v));
-  half[0] += half[1];
-  QuarterVector quarter[2];
-  std::memcpy(quarter, half, sizeof(quarter));
-  quarter[0] += quarter[1];
-  return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
-}
-
-// t[i * t_step + j] = factor <a_j, x_i> for a tile. Each of the sums is formed lane by lane in
-// rising order, so tiles of every size give the same bits.
+// t[i * t_step + j] = factor <a_j, x_i> for a tile.
 template <int kA, int kX>
-GRAFT_INLINE void DotTile(const float* a, const float* x, int64_t width, float factor, float* t,
-                          int64_t t_step) {
-  Vector sum[kA][kX] = {};
-  const int64_t whole = width / kLanes * kLanes;
-  for (int64_t place = 0; place < whole; place += kLanes) {
-    Vector row[kX];
-#pragma GCC unroll 4
-    for (int i = 0; i < kX; ++i) Load(x + i * width + place, &row[i]);
-#pragma GCC unroll 4
-    for (int j = 0; j < kA; ++j) {
-      Vector factors;
-      Load(a + j * width + place, &factors);
-#pragma GCC unroll 4
-      for (int i = 0; i < kX; ++i) sum[j][i] += factors * row[i];
-    }
-  }
-  for (int j = 0; j < kA; ++j) {
-    for (int i = 0; i < kX; ++i) {
-      float total = Sum(sum[j][i]);
-      for (int64_t place = whole; place < width; ++place)
-        total += a[j * width + place] * x[i * width + place];
-      t[i * t_step + j] = factor * total;
-    }
+GRAFT_INLINE void ProjectTile(const float* a, const float* x, int64_t width, float factor, float* t,
+                              int64_t t_step) {
+  float products[kX][kA];
+  DotTile<kA, kX>(a, x, width, products);
+  for (int i = 0; i < kX; ++i) {
+    for (int j = 0; j < kA; ++j) t[i * t_step + j] = factor * products[i][j];
   }
 }
 
 template <int kA>
-GRAFT_INLINE void DotRows(const float* a, const float* x, int64_t rows, int64_t width, float factor,
-                          float* t, int64_t t_step) {
+GRAFT_INLINE void ProjectRows(const float* a, const float* x, int64_t rows, int64_t width,
+                              float factor, float* t, int64_t t_step) {
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows)
-    DotTile<kA, kRows>(a, x + row * width, width, factor, t + row * t_step, t_step);
+    ProjectTile<kA, kRows>(a, x + row * width, width, factor, t + row * t_step, t_step);
   for (; row < rows; ++row)
-    DotTile<kA, 1>(a, x + row * width, width, factor, t + row * t_step, t_step);
+    ProjectTile<kA, 1>(a, x + row * width, width, factor, t + row * t_step, t_step);
 }
 
 // Ranks [first, last) of a group.
@@ -85,9 +43,10 @@ GRAFT_CLONES void ProjectDown(const LowRankGroup& group, int64_t first, int64_t 
   const int64_t count = group.end - group.begin;
   int64_t rank = first;
   for (; rank + kRanks <= last; rank += kRanks)
-    DotRows<kRanks>(group.a + rank * width, rows, count, width, group.factor, out + rank, columns);
+    ProjectRows<kRanks>(group.a + rank * width, rows, count, width, group.factor, out + rank,
+                        columns);
   for (; rank < last; ++rank)
-    DotRows<1>(group.a + rank * width, rows, count, width, group.factor, out + rank, columns);
+    ProjectRows<1>(group.a + rank * width, rows, count, width, group.factor, out + rank, columns);
 }
 
 // Outputs [first, last) of a group.

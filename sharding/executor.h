@@ -48,7 +48,7 @@ struct StepResult {
   // Evaluation, last stage, of each micro-batch. A task with labels: the head's outputs (samples,
   // C). Else (targets) bool: whether the model would say the target.
   std::vector<torch::Tensor> outputs;  // in host memory
-  int64_t begin_ns = 0;        // of the step on this rank, comm::MonotonicNanos
+  int64_t begin_ns = 0;                // of the step on this rank, comm::MonotonicNanos
   double compute_seconds = 0;  // inside operations, without waiting; on a GPU all but the waiting
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;

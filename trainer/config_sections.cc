@@ -185,10 +185,11 @@ void GenerateSection::Visit(FieldVisitor& v) {
 void TenantsSection::Visit(FieldVisitor& v) {
   v.TextList({"methods", "adapters that are measured beside the bare backbone"}, &methods,
              {"lora", "fanlora", "para", "red", "ia3", "prompt_tuning", "lopa", "idpg"});
-  v.TextList({"sizes",
-              "rank = every method with this section's rank; parameters = as many trained parameters "
-              "as LoRA on all linears has, where the method's size can be chosen"},
-             &sizes, {"rank", "parameters"});
+  v.TextList(
+      {"sizes",
+       "rank = every method with this section's rank; parameters = as many trained parameters "
+       "as LoRA on all linears has, where the method's size can be chosen"},
+      &sizes, {"rank", "parameters"});
   v.TextList({"kernels",
               "how LoRA's rows are computed: grouped, or loop = adapter by adapter, as "
               "huggingface/peft does"},

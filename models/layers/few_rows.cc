@@ -1,34 +1,14 @@
 #include "models/layers/few_rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "base/dot_tile.h"
+
 namespace graft::models {
 namespace {
-
-// Sixteen floats; the compiler splits it where registers are narrower.
-typedef float Vector __attribute__((vector_size(64)));
-typedef float HalfVector __attribute__((vector_size(32)));
-typedef float QuarterVector __attribute__((vector_size(16)));
-constexpr int64_t kLanes = 16;
-
-#define GRAFT_INLINE __attribute__((always_inline)) inline
-
-// References keep vectors of this width out of calling conventions.
-GRAFT_INLINE void Load(const float* from, Vector* to) { std::memcpy(to, from, sizeof(Vector)); }
-
-GRAFT_INLINE float Sum(const Vector& v) {
-  HalfVector half[2];
-  std::memcpy(half, &v, sizeof(v));
-  half[0] += half[1];
-  QuarterVector quarter[2];
-  std::memcpy(quarter, half, sizeof(quarter));
-  quarter[0] += quarter[1];
-  return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
-}
 
 // The operands of one product.
 struct Product {
@@ -38,35 +18,13 @@ struct Product {
   int64_t rows, in, out;
 };
 
-// y[row + i, column + j] for a tile. Each sum is formed lane by lane in rising order, so tiles of
-// every size give the same bits.
+// y[row + i, column + j] for a tile.
 template <int kOut, int kRows>
 GRAFT_INLINE void Tile(const Product& p, int64_t column, int64_t row) {
-  const float* w = p.weight + column * p.in;
-  const float* x = p.x + row * p.in;
-  Vector sum[kOut][kRows] = {};
-  const int64_t whole = p.in / kLanes * kLanes;
-  for (int64_t place = 0; place < whole; place += kLanes) {
-    Vector factors[kOut];
-#pragma GCC unroll 4
-    for (int j = 0; j < kOut; ++j) Load(w + j * p.in + place, &factors[j]);
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      Vector part;
-      Load(x + i * p.in + place, &part);
-#pragma GCC unroll 4
-      for (int j = 0; j < kOut; ++j) sum[j][i] += factors[j] * part;
-    }
-  }
-#pragma GCC unroll 4
+  float products[kRows][kOut];
+  DotTile<kOut, kRows>(p.weight + column * p.in, p.x + row * p.in, p.in, products);
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kOut; ++j) {
-      float total = Sum(sum[j][i]);
-      for (int64_t place = whole; place < p.in; ++place)
-        total += w[j * p.in + place] * x[i * p.in + place];
-      p.y[(row + i) * p.out + column + j] = total;
-    }
+    for (int j = 0; j < kOut; ++j) p.y[(row + i) * p.out + column + j] = products[i][j];
   }
 }
 
