@@ -104,6 +104,8 @@ TEST(Program, BenchTenantsRefusesWhatItCannotMeasure) {
   refused("tenants.mixes=all", "tenants.mixes");
   refused("tenants.memory_budget=1000", "the memory budget for all is 1000");
   refused("model.shape=t5-tiny", "task.type");
+  refused("parallel.device=cuda",
+          "parallel.device: found cuda, `graft bench tenants` runs on the CPU");
 }
 
 std::string AliasBomb() {
