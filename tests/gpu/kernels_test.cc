@@ -14,6 +14,7 @@
 #include "models/layers/rms_norm.h"
 #include "models/layers/rope.h"
 #include "models/layers/swiglu.h"
+#include "tests/models/relative_error.h"
 
 namespace graft::models {
 namespace {
@@ -21,11 +22,6 @@ namespace {
 using torch::Tensor;
 
 const torch::Device kGpu(torch::kCUDA, 0);
-
-double RelativeError(const Tensor& got, const Tensor& want) {
-  const Tensor a = got.to(torch::kCPU, torch::kFloat64), b = want.to(torch::kCPU, torch::kFloat64);
-  return ((a - b).norm() / b.norm()).item<double>();
-}
 
 struct Row {
   torch::Dtype dtype;

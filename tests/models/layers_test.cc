@@ -10,22 +10,19 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "models/device.h"
-#include "models/gpu_kernels.h"
 #include "models/layers/activation.h"
 #include "models/layers/attention.h"
-#include "models/layers/device_rows.h"
-#include "models/layers/few_rows.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/geglu.h"
 #include "models/layers/head_loss.h"
 #include "models/layers/layer_norm.h"
-#include "models/layers/quantized_weight.h"
 #include "models/layers/recompute.h"
 #include "models/layers/relative_bias.h"
 #include "models/layers/rms_norm.h"
 #include "models/layers/rope.h"
 #include "models/layers/row_kernels.h"
 #include "models/layers/swiglu.h"
+#include "tests/models/relative_error.h"
 
 namespace graft::models {
 namespace {
@@ -34,12 +31,6 @@ using torch::Tensor;
 
 Tensor Random(std::vector<int64_t> shape, bool gradient = true) {
   return at::randn(shape, torch::kFloat32).requires_grad_(gradient);
-}
-
-double RelativeError(const Tensor& got, const Tensor& want) {
-  const Tensor wide = want.to(torch::kFloat64);
-  return (got.to(torch::kFloat64) - wide).norm().item<double>() /
-         std::max(1e-12, wide.norm().item<double>());
 }
 
 // The same value and gradients by two routes.
@@ -408,21 +399,6 @@ TEST_P(LayersTest, ADecodingRowDoesNotDependOnTheOthers) {
   }
 }
 
-// Widths around the kernel's lanes and tiles; a row alone has the bits that it has among others.
-TEST_P(LayersTest, AProductOfFewRowsIsThatOfEachRow) {
-  for (const auto& [in, out] :
-       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {15, 3}, {16, 4}, {50, 33}, {576, 192}}) {
-    const Tensor weight = Random({out, in}, false), x = Random({11, in}, false);
-    const Tensor y = MultiplyFewRows(x, weight);
-    EXPECT_LE(RelativeError(y, at::mm(x, weight.t())), 2e-6) << in << " " << out;
-    for (int64_t row = 0; row < x.size(0); ++row) {
-      const Tensor alone = MultiplyFewRows(x.narrow(0, row, 1), weight);
-      EXPECT_TRUE(at::equal(alone[0], y[row])) << in << " " << out << " " << row;
-    }
-    EXPECT_TRUE(at::equal(MakeFrozenWeight(weight)->Multiply(x, torch::kFloat32), y));
-  }
-}
-
 // Two children of one parent share its past and go their own ways.
 TEST_P(LayersTest, ForkedCachesGoOnByThemselves) {
   const AttentionShape shape{4, 2, 8, 0};
@@ -502,19 +478,6 @@ TEST_P(LayersTest, RecomputedGivesTheSameGradientsAlsoForParametersInside) {
   const auto of_source = torch::autograd::grad({both}, {source}, {seed});
   torch::autograd::backward({Recomputed(frozen, source, body)}, {seed});
   EXPECT_TRUE(at::equal(source.grad(), of_source[0]));
-}
-
-TEST(RowKernelsTest, CompileWithoutAGpu) {
-  for (const char* architecture : {"sm_80", "sm_90", "sm_100"}) {
-    for (const GpuKernels::Variant variant :
-         {GpuKernels::Variant{false, 1}, {false, 4}, {true, 8}}) {
-      for (GpuKernels* const kernels : {&device::RowKernels(), &QuantizedKernels()}) {
-        const auto code = kernels->Compile(variant, architecture);
-        ASSERT_TRUE(code.ok()) << code.status();
-        EXPECT_GT(code->size(), 1000u);
-      }
-    }
-  }
 }
 
 }  // namespace
