@@ -77,7 +77,8 @@ class ScorePlan {
   int num_layers() const { return static_cast<int>(config_.num_layers); }
   int replicas() const { return options_.nodes / options_.pipeline; }
   double TokenSeconds() const {  // one token through one layer on one node
-    return sharding::LayerForwardFlop(config_, options_.length) / (options_.node_gflops * 1e9);
+    return sharding::LayerForwardFlop(config_, 0, options_.length, 1.0) /
+           (options_.node_gflops * 1e9);
   }
   double ItemTokens(const WorkItem& item) const {
     return static_cast<double>(item.num_samples * options_.length);

@@ -141,7 +141,7 @@ parallel_jobs() {
 build() {
   local options=() log
   mapfile -t options < <(site_cmake_options)
-  [ "$target" = all ] && options+=(-DGRAFT_TESTS=ON)
+  [ "$target" = all ] && options+=(-DGRAFT_TESTS=ON -DGRAFT_BENCHMARKS=ON)
   cd "$ROOT"
   if [ "$target" = all ]; then say "building the program and the tests"; else say "building build/graft"; fi
   log="$(mktemp)"

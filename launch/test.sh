@@ -93,8 +93,8 @@ check_mpich() {
   done
 }
 
-# Test programs keep to one thread each; a set label picks a part.
-run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(nproc)" "$@"; }
+# Test programs keep to one thread each; a set label picks a part. The place more is for tests that wait (tests/chaos/CMakeLists.txt).
+run_ctest() { ctest --test-dir build --output-on-failure --parallel "$(($(nproc) + 1))" "$@"; }
 
 if wanted unit || wanted mpi || wanted python || wanted long; then
   launch/setup.sh --build-tests || fail bug 70 "test.sh: the build failed, see above"
