@@ -20,6 +20,10 @@ GRAFT_INLINE void LoadLanes(const float* from, FloatLanes* to) {
   std::memcpy(to, from, sizeof(FloatLanes));
 }
 
+GRAFT_INLINE void StoreLanes(const FloatLanes& from, float* to) {
+  std::memcpy(to, &from, sizeof(FloatLanes));
+}
+
 GRAFT_INLINE float SumOfLanes(const FloatLanes& v) {
   typedef float Half __attribute__((vector_size(32)));
   typedef float Quarter __attribute__((vector_size(16)));
@@ -30,6 +34,35 @@ GRAFT_INLINE float SumOfLanes(const FloatLanes& v) {
   std::memcpy(quarter, half, sizeof(quarter));
   quarter[0] += quarter[1];
   return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
+}
+
+// The sums of four at once, each in SumOfLanes' order.
+GRAFT_INLINE void SumsOfLanes(const FloatLanes* four, float* sums) {
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  typedef int Places __attribute__((vector_size(16)));
+  Quarter quarter[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    Half half[2];
+    std::memcpy(half, &four[j], sizeof(FloatLanes));
+    half[0] += half[1];
+    Quarter parts[2];
+    std::memcpy(parts, &half[0], sizeof(Half));
+    quarter[j] = parts[0] + parts[1];
+  }
+  const Places low = {0, 4, 1, 5}, high = {2, 6, 3, 7};  // of two: their lanes side by side
+  const Places first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  const Quarter low01 = __builtin_shuffle(quarter[0], quarter[1], low);
+  const Quarter low23 = __builtin_shuffle(quarter[2], quarter[3], low);
+  const Quarter high01 = __builtin_shuffle(quarter[0], quarter[1], high);
+  const Quarter high23 = __builtin_shuffle(quarter[2], quarter[3], high);
+  const Quarter even =
+      __builtin_shuffle(low01, low23, first) + __builtin_shuffle(high01, high23, first);
+  const Quarter odd =
+      __builtin_shuffle(low01, low23, second) + __builtin_shuffle(high01, high23, second);
+  const Quarter total = even + odd;
+  std::memcpy(sums, &total, sizeof(total));
 }
 
 // products[i][j] = <a_j, x_i> for kA rows of `a` and kX rows of `x`, all of `width` numbers and one
@@ -53,9 +86,13 @@ GRAFT_INLINE void DotTile(const float* a, const float* x, int64_t width,
   }
 #pragma GCC unroll 4
   for (int i = 0; i < kX; ++i) {
+    if constexpr (kA == 4) {
+      const FloatLanes four[4] = {sum[0][i], sum[1][i], sum[2][i], sum[3][i]};
+      SumsOfLanes(four, products[i]);
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < kA; ++j) {
-      float total = SumOfLanes(sum[j][i]);
+      float total = kA == 4 ? products[i][j] : SumOfLanes(sum[j][i]);
       for (int64_t place = whole; place < width; ++place)
         total += a[j * width + place] * x[i * width + place];
       products[i][j] = total;

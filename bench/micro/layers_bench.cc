@@ -3,7 +3,7 @@
 
 #include "bench/micro/shapes.h"
 #include "models/layers/attention.h"
-#include "models/layers/few_rows.h"
+#include "models/layers/float_products.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/quantized_weight.h"
 
@@ -59,32 +59,39 @@ void LinearShapes(benchmark::internal::Benchmark* bench) {
 BENCHMARK(FrozenLinearForward)->Apply(LinearShapes)->UseRealTime();
 BENCHMARK(FrozenLinearBackward)->Apply(LinearShapes)->UseRealTime();
 
-// A product of few rows (a decoding step, a short prompt) in float32: by the kernel for them, or by
-// the packed matrix that takes over above kFewRows. Arguments: rows, in, out.
-void FewRowsForward(benchmark::State& state) {
+// A float32 product of so many rows (a decoding step, a prompt, a micro-batch), and LibTorch's own.
+// Arguments: rows, in, out.
+void FloatForward(benchmark::State& state) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
   const torch::Tensor x = at::randn({rows, in}), weight = at::randn({out, in});
-  for (auto _ : state) benchmark::DoNotOptimize(models::MultiplyFewRows(x, weight));
+  for (auto _ : state) benchmark::DoNotOptimize(models::MultiplyFloat(x, weight));
   SetFlops(state, 2.0 * rows * in * out);
 }
 
-void PackedRowsForward(benchmark::State& state) {
+void FloatTransposed(benchmark::State& state) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
-  const torch::Tensor x = at::randn({rows, in});
-  const auto weight = models::MakeFrozenWeight(at::randn({out, in}));
-  for (auto _ : state) benchmark::DoNotOptimize(weight->Multiply(x, torch::kFloat32));
+  const torch::Tensor dy = at::randn({rows, out}), weight = at::randn({out, in});
+  for (auto _ : state) benchmark::DoNotOptimize(models::MultiplyFloatTransposed(dy, weight));
+  SetFlops(state, 2.0 * rows * in * out);
+}
+
+void LibTorchForward(benchmark::State& state) {
+  const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
+  const torch::Tensor x = at::randn({rows, in}), weight = at::randn({out, in});
+  for (auto _ : state) benchmark::DoNotOptimize(at::linear(x, weight));
   SetFlops(state, 2.0 * rows * in * out);
 }
 
 void RowShapes(benchmark::internal::Benchmark* bench) {
-  for (int64_t rows : {1, 8, 32, 64, 74, 96, 128, 192, 256}) {
+  for (int64_t rows : {1, 8, 64, 256, 1024}) {
     bench->Args({rows, kHidden, kHidden});
     bench->Args({rows, kHidden, 2 * kInner});
     bench->Args({rows, kInner, kHidden});
   }
 }
-BENCHMARK(FewRowsForward)->Apply(RowShapes)->UseRealTime();
-BENCHMARK(PackedRowsForward)->Apply(RowShapes)->UseRealTime();
+BENCHMARK(FloatForward)->Apply(RowShapes)->UseRealTime();
+BENCHMARK(FloatTransposed)->Apply(RowShapes)->UseRealTime();
+BENCHMARK(LibTorchForward)->Apply(RowShapes)->UseRealTime();
 
 // Argument: bfloat16. FLOP: the causal half of q k^T and p v, forward and 2.5 times that backward.
 void AttentionForwardBackward(benchmark::State& state) {

@@ -12,7 +12,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/hash.h"
-#include "models/layers/few_rows.h"
+#include "models/layers/float_products.h"
 
 namespace graft::models {
 namespace {
@@ -64,18 +64,11 @@ torch::Tensor MultiplyPacked(const torch::Tensor& x, const torch::Tensor& packed
   return op.call(x, packed, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
-// y + x W^T.
-torch::Tensor AddPacked(const torch::Tensor& y, const torch::Tensor& x,
-                        const torch::Tensor& packed) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_linear_pointwise", "binary")
-          .typed<torch::Tensor(const torch::Tensor&, const torch::Tensor&, const torch::Tensor&,
-                               const std::optional<torch::Tensor>&, std::string_view)>();
-  return op.call(x, y, packed, std::nullopt, "add");
+PackedBytes BytesOf(const void* data, std::size_t size) {
+  return {.data = data, .size = size, .hash64 = Hash64(data, size)};
 }
 
-// Where the bytes of such a matrix lie, and what they are now.
+// Where the bytes of a matrix in oneDNN's layout lie, and what they are now.
 PackedBytes BytesOfPacked(const torch::Tensor& packed) {
   static const auto data = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("mkldnn::data_ptr", "")
@@ -83,20 +76,40 @@ PackedBytes BytesOfPacked(const torch::Tensor& packed) {
   static const auto size = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("mkldnn::_nbytes", "")
                                .typed<int64_t(const torch::Tensor&)>();
-  PackedBytes bytes;
-  bytes.data = reinterpret_cast<const void*>(data.call(packed));
-  bytes.size = static_cast<std::size_t>(size.call(packed));
-  bytes.hash64 = Hash64(bytes.data, bytes.size);
-  return bytes;
+  return BytesOf(reinterpret_cast<const void*>(data.call(packed)),
+                 static_cast<std::size_t>(size.call(packed)));
 }
 
-// Products on weights in oneDNN's layout: about twice as fast as a plain float32 product
-// and a few per cent faster than a plain bfloat16 one, for any number of rows.
+// float32 in host memory, read as it is stored (float_products.h). A transposed one (GPT-2's) is
+// rearranged once.
+class FloatWeight : public FrozenWeight {
+ public:
+  explicit FloatWeight(const torch::Tensor& weight) : weight_(weight.contiguous()) {
+    if (!weight.is_contiguous()) copied_ = {BytesOf(weight_.const_data_ptr(), weight_.nbytes())};
+  }
+  int64_t in_features() const override { return weight_.size(1); }
+  int64_t out_features() const override { return weight_.size(0); }
+  int64_t bytes() const override { return static_cast<int64_t>(weight_.nbytes()); }
+  torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
+    return MultiplyFloat(x.to(torch::kFloat32).contiguous(), weight_).to(result);
+  }
+  torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
+    return MultiplyFloatTransposed(dy.to(torch::kFloat32).contiguous(), weight_).to(result);
+  }
+  torch::Tensor Rows(const torch::Tensor& indices) const override {
+    return weight_.index_select(0, indices);
+  }
+  std::vector<PackedBytes> Packed() const override { return copied_; }
+
+ private:
+  torch::Tensor weight_;
+  std::vector<PackedBytes> copied_;
+};
+
+// bfloat16 products on weights in oneDNN's layout: a few per cent faster than plain ones, for any
+// number of rows.
 class PackedWeight : public FrozenWeight {
  public:
-  static constexpr int64_t kChain = 128;  // float32 products added in one chain, about
-  static constexpr int64_t kMaxSlices = 24;
-
   PackedWeight(torch::Tensor weight, FrozenUse use)
       : use_(use),
         in_features_(weight.size(1)),
@@ -109,13 +122,10 @@ class PackedWeight : public FrozenWeight {
   int64_t bytes() const override { return bytes_; }
 
   torch::Tensor Multiply(const torch::Tensor& x, torch::Dtype result) const override {
-    if (const torch::Tensor plain = PlainForFewRows(x); plain.defined()) {
-      return MultiplyFewRows(x.contiguous(), plain).to(result);
-    }
-    return Product(x, Pack(&forward_, backward_, false)).to(result);
+    return Product(x, Pack(&forward_, backward_, false), result);
   }
   torch::Tensor MultiplyTransposed(const torch::Tensor& dy, torch::Dtype result) const override {
-    return Product(dy, Pack(&backward_, forward_, true)).to(result);
+    return Product(dy, Pack(&backward_, forward_, true), result);
   }
   torch::Tensor Rows(const torch::Tensor& indices) const override {
     return plain_.index_select(0, indices);
@@ -130,44 +140,20 @@ class PackedWeight : public FrozenWeight {
   }
 
  private:
-  // A matrix cut into slices of its summed dimension, each packed.
-  using Slices = std::vector<torch::Tensor>;
-
-  // oneDNN adds up a float32 element in one chain. Shorter chains, added afterwards, halve the
-  // rounding error of a deep model's logits. A bfloat16 result is rounded far more coarsely anyway.
-  int64_t NumSlices(int64_t summed) const {
-    if (dtype_ != torch::kFloat32) return 1;
-    return std::clamp<int64_t>(summed / kChain, 1, kMaxSlices);
+  torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& packed,
+                        torch::Dtype result) const {
+    return MultiplyPacked(x.to(dtype_).contiguous(), packed).to(result);
   }
 
-  torch::Tensor Product(const torch::Tensor& x, const Slices& slices) const {
-    const std::vector<torch::Tensor> parts =
-        x.to(dtype_).tensor_split(static_cast<int64_t>(slices.size()), 1);
-    torch::Tensor sum = MultiplyPacked(parts[0].contiguous(), slices[0]);
-    for (size_t i = 1; i < slices.size(); ++i)
-      sum = AddPacked(sum, parts[i].contiguous(), slices[i]);
-    return sum;
-  }
-
-  // The matrix as it was stored, where a decoding step should read that: a packed product is made
-  // of slices, each of which costs a call. Undefined otherwise.
-  torch::Tensor PlainForFewRows(const torch::Tensor& x) const {
-    if (x.size(0) > kFewRows || dtype_ != torch::kFloat32 || x.scalar_type() != dtype_) return {};
+  const torch::Tensor& Pack(torch::Tensor* form, const torch::Tensor& other,
+                            bool transposed) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return plain_.defined() && plain_.is_contiguous() ? plain_ : torch::Tensor();
-  }
-
-  const Slices& Pack(Slices* slices, const Slices& other, bool transposed) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (slices->empty()) {
-      const torch::Tensor matrix = transposed ? plain_.t() : plain_;
-      for (const torch::Tensor& slice : matrix.tensor_split(NumSlices(matrix.size(1)), 1)) {
-        slices->push_back(PackMatrix(slice.contiguous()));
-        packed_.push_back(BytesOfPacked(slices->back()));
-      }
-      if (use_ == FrozenUse::kProducts && !other.empty()) plain_.reset();
+    if (!form->defined()) {
+      *form = PackMatrix(transposed ? plain_.t().contiguous() : plain_.contiguous());
+      packed_.push_back(BytesOfPacked(*form));
+      if (use_ == FrozenUse::kProducts && other.defined()) plain_.reset();
     }
-    return *slices;
+    return *form;
   }
 
   const FrozenUse use_;
@@ -175,8 +161,8 @@ class PackedWeight : public FrozenWeight {
   const torch::Dtype dtype_;
   mutable std::mutex mutex_;
   mutable torch::Tensor plain_;  // gone when both directions are packed and no rows are asked for
-  mutable Slices forward_, backward_;        // W and W^T, packed on first use
-  mutable std::vector<PackedBytes> packed_;  // of both
+  mutable torch::Tensor forward_, backward_;  // W and W^T, packed on first use
+  mutable std::vector<PackedBytes> packed_;   // of both
 };
 
 // bfloat16 storage, float32 product: W is converted a slab of rows at a time, so the scratch stays
@@ -266,11 +252,13 @@ bool HasFastBFloat16() {
 }
 
 bool PacksWeights(torch::Dtype dtype) {
-  return at::globalContext().hasMKLDNN() &&
-         (dtype == torch::kFloat32 || (dtype == torch::kBFloat16 && HasFastBFloat16()));
+  return at::globalContext().hasMKLDNN() && dtype == torch::kBFloat16 && HasFastBFloat16();
 }
 
 std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight, FrozenUse use) {
+  if (weight.is_cpu() && weight.scalar_type() == torch::kFloat32) {
+    return std::make_shared<FloatWeight>(weight);
+  }
   if (use != FrozenUse::kPassing && weight.is_cpu() && PacksWeights(weight.scalar_type())) {
     return std::make_shared<PackedWeight>(std::move(weight), use);
   }

@@ -55,11 +55,11 @@ enum class FrozenUse {
   kPassing,            // a few products, then it is gone: never packed
 };
 
-// Picks the fastest form for this processor. On CPUs the matrix is packed once for each direction,
-// when that direction is first used: evaluation never pays for the backward one. After both, a
-// kProducts weight gives its plain form up. A bfloat16 matrix on a CPU without wide bfloat16
-// instructions is multiplied in float32 slab by slab (LibTorch's own fall-back there is about 40
-// times slower).
+// Picks the fastest form for this processor. On CPUs a float32 matrix is read as it is stored
+// (float_products.h); a bfloat16 one is packed once for each direction, when that direction is
+// first used: evaluation never pays for the backward one. After both, a kProducts weight gives its
+// plain form up. A bfloat16 matrix on a CPU without wide bfloat16 instructions is multiplied in
+// float32 slab by slab (LibTorch's own fall-back there is about 40 times slower).
 std::shared_ptr<const FrozenWeight> MakeFrozenWeight(torch::Tensor weight,
                                                      FrozenUse use = FrozenUse::kProductsAndLookup);
 

@@ -14,7 +14,7 @@ from job import graft_job, steps_done, until
 from safetensors.numpy import load_file
 
 CHECK_STEPS = 100  # the replicas compare their adapters every so many steps
-ALIVE = 3  # steps after which everything is loaded, packed and used
+ALIVE = 3  # steps after which everything is loaded and used
 
 
 def writable(process):
@@ -60,8 +60,8 @@ def encoder(golden):
     return load_file(golden.model.parent / "roberta" / "model.safetensors")[ENCODER_WORDS][5, :16].tobytes()
 
 
-def changed(weight, form=""):
-    return f"frozen weight `{weight}`{form} has changed in memory"
+def changed(weight):
+    return f"frozen weight `{weight}` has changed in memory"
 
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -71,9 +71,8 @@ ENCODER_WORDS = "roberta.embeddings.word_embeddings.weight"
 CASES = {
     "adapter": ("gqa_lora", trained, "the replicas of stage 0 hold different adapters: hash64 from", (2, 1), 1_000_000),
     "frozen": ("gqa_lora", lambda g: frozen(g, NORM)[:16].tobytes(), changed(NORM), (2, 1), 600),
-    # Packed, the same input's weights to several outputs are neighbours.
-    "packed": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), changed(Q_PROJ, " (packed)"), (2, 1), 600),
-    "packed-pipeline": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[:8, 0].tobytes(), changed(Q_PROJ, " (packed)"), (1, 2), 600),
+    "matrix": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[3, :16].tobytes(), changed(Q_PROJ), (2, 1), 600),
+    "matrix-pipeline": ("gqa_lora", lambda g: frozen(g, Q_PROJ)[3, :16].tobytes(), changed(Q_PROJ), (1, 2), 600),
     "encoder": ("gqa_lopa_encoder", encoder, changed(f"encoder: {ENCODER_WORDS}"), (1, 2), 600),
 }
 

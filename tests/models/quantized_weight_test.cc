@@ -119,7 +119,8 @@ TEST_P(QuantizedWeightTest, BesideOthersInTheMemoryOfItsLayer) {
   const Tensor x = at::randn({5, shape_.in}), dy = at::randn({5, 7});
   const auto alone = Make(torch::kFloat32);
   EXPECT_TRUE(at::equal(weight->Multiply(x, torch::kFloat32), alone->Multiply(x, torch::kFloat32)));
-  EXPECT_TRUE(at::equal(plain->MultiplyTransposed(dy, torch::kFloat32), at::mm(dy, other)));
+  EXPECT_TRUE(at::equal(plain->MultiplyTransposed(dy, torch::kFloat32),
+                        MakeFrozenWeight(other)->MultiplyTransposed(dy, torch::kFloat32)));
   EXPECT_TRUE(weight->Packed().empty());
 }
 

@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "models/layers/few_rows.h"
 #include "models/layers/quantized_weight.h"
 #include "tests/testing/status_matchers.h"
 
@@ -50,18 +49,16 @@ TEST(FrozenWatchTest, ViewsAreWatchedAndWhatIsGoneIsNot) {
 
 // F6: a layer computes with the packed form, of which a bit flips after packing.
 TEST(FrozenWatchTest, APackedMatrixIsWatchedFromItsPackingOn) {
-  const torch::Tensor weight = at::randn({48, 32});
+  const torch::Tensor weight = at::randn({48, 32}).to(torch::kBFloat16);
   const auto matrix = models::MakeFrozenWeight(weight, models::FrozenUse::kProducts);
   DerivedWeights derived;
   derived.matrices.emplace_back("layers.0.q.weight", matrix);
   FrozenWatch watch({}, derived);
   EXPECT_EQ(watch.bytes(), 0) << "nothing is packed yet";
-  // Few rows would be multiplied with the matrix as it is stored.
-  const torch::Tensor x = at::randn({models::kFewRows + 1, 32}),
-                      y = matrix->Multiply(x, torch::kFloat32);
+  const torch::Tensor x = at::randn({5, 32}), y = matrix->Multiply(x, torch::kFloat32);
   matrix->MultiplyTransposed(at::randn({3, 48}), torch::kFloat32);
   const auto packed = matrix->Packed();
-  ASSERT_EQ(packed.empty(), !models::PacksWeights(torch::kFloat32));
+  ASSERT_EQ(packed.empty(), !models::PacksWeights(torch::kBFloat16));
   EXPECT_GE(watch.bytes(), packed.empty() ? 0 : 2 * static_cast<int64_t>(weight.nbytes()));
   EXPECT_THAT(watch.CheckAll(), IsOk());
   for (const models::PackedBytes& bytes : packed) {
@@ -77,6 +74,19 @@ TEST(FrozenWatchTest, APackedMatrixIsWatchedFromItsPackingOn) {
   }
   EXPECT_THAT(watch.CheckAll(), IsOk());
   EXPECT_TRUE(at::equal(matrix->Multiply(x, torch::kFloat32), y));
+}
+
+TEST(FrozenWatchTest, ATransposedMatrixIsWatchedAsItIsRearranged) {
+  const auto matrix = models::MakeFrozenWeight(at::randn({48, 32}).t());
+  DerivedWeights derived;
+  derived.matrices.emplace_back("h.0.attn.c_attn.weight", matrix);
+  FrozenWatch watch({}, derived);
+  EXPECT_EQ(watch.bytes(), matrix->bytes());
+  EXPECT_THAT(watch.CheckAll(), IsOk());
+  const auto copy = matrix->Packed();
+  ASSERT_EQ(copy.size(), 1U);
+  static_cast<uint8_t*>(const_cast<void*>(copy[0].data))[9] ^= 4;
+  EXPECT_THAT(watch.CheckAll(), FailsWith(ErrorKind::kBug, "`h.0.attn.c_attn.weight` (packed)"));
 }
 
 TEST(FrozenWatchTest, AQuantisedMatrixIsWatchedInItsBits) {

@@ -48,8 +48,8 @@ struct TenantAnswer {
 class Engine {
  public:
   struct Options {
-    // Rows of a decoding step, at most. In float32, up to kFewRows (models/layers/few_rows.h) what
-    // a row gets is the same bit for bit whatever runs beside it; above, to rounding.
+    // Rows of a decoding step, at most. In float32 what a row gets is the same bit for bit whatever
+    // runs beside it (models/layers/float_products.h); in bfloat16 to rounding.
     int64_t width = 16;
     int64_t max_rows = 0;  // of the cache of one sequence; 0 = the model's longest sequence
     std::vector<int64_t> end_tokens = {};  // any of them ends a sequence
