@@ -271,7 +271,7 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
     memory.activations = part.in_flight * tokens / part.chunks *
                          (trained_first * first + part.trained_decoder_layers * decoder);
   }
-  if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
+  if (part.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
   if (projects) memory.head = HeadWorkspace(config, shape);
   if (part.trained_layers > 0) {
     memory.workspace = tokens * LayerWorkspace(config, shape.element_bytes);

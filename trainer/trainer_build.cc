@@ -170,7 +170,7 @@ absl::Status Trainer::PredictMemory(const WorkShape& shape) {
   const bool on_gpu = !model_->device().is_cpu();
   GRAFT_ASSIGN_OR_RETURN(sharding::PlanWork work,
                          PlanWorkOf(recipe_, model_->adapter_choice(), shape, on_gpu));
-  if (!on_gpu) work.base_bytes = static_cast<double>(program_bytes_);
+  if (!on_gpu) work.shape.base_bytes = static_cast<double>(program_bytes_);
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(model_->config(), model_->plan(), work));
   predicted_memory_ = static_cast<int64_t>(estimate.LargestMemory());

@@ -121,7 +121,7 @@ TEST(CostModel, MemoryOfOneRank) {
 
   part.in_flight = 4;
   shape.recompute = true;
-  shape.boundaries = true;
+  part.boundaries = true;
   const RankMemory recomputed = MemoryOfRank(smol, part, shape);
   EXPECT_EQ(recomputed.activations, 4.0 * 1024 * 30 * 4 * 576 + 1024.0 * (2 * 11520 + 44));
   EXPECT_EQ(recomputed.boundaries, 4.0 * 1024 * 576 * 4);
