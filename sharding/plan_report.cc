@@ -68,7 +68,19 @@ int64_t FrozenParameters(const models::ModelConfig& config, const Plan& plan, in
   return count;
 }
 
-RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int stage, int in_flight) {
+// What edits of a layer keep for each token: an encoder's layer has the input's rows, a decoder's
+// the target's.
+double KeptPerToken(const models::ModelConfig& config, const PlanWork& work, int layer) {
+  const auto index = static_cast<size_t>(layer);
+  if (index >= work.kept_per_row.size()) return 0.0;
+  const auto kept = static_cast<double>(work.kept_per_row[index]);
+  if (!config.has_encoder()) return kept;
+  return kept *
+         (config.is_decoder_layer(layer) ? work.shape.head_share : 1 - work.shape.head_share);
+}
+
+RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, const PlanWork& work,
+                    int stage, int in_flight) {
   RankPart part;
   part.chunks = plan.chunks;
   part.in_flight = in_flight;
@@ -79,6 +91,7 @@ RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int sta
     for (int layer = chunk.first_layer; layer < chunk.end_layer(); ++layer) {
       const int trained = layer >= plan.first_trained_layer ? 1 : 0;
       part.trained_layers += trained;
+      part.kept_per_token += trained * KeptPerToken(config, work, layer);
       if (!config.is_decoder_layer(layer)) continue;
       ++part.decoder_layers;
       part.trained_decoder_layers += trained;
@@ -151,7 +164,7 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
     stage.memory =
-        MemoryOfRank(config, PartOfRank(config, plan, index, stage.in_flight), work.shape);
+        MemoryOfRank(config, PartOfRank(config, plan, work, index, stage.in_flight), work.shape);
     if (work.shape.shards > 1) {
       stage.received_weight_bytes = ReceivedWeightBytes(config, plan, work, index);
     }

@@ -55,11 +55,17 @@ absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const Adapte
       .packed_twice = !on_gpu && models::PacksWeights(dtype),
       .on_gpu = on_gpu,
       .quantize = models::ParseQuantization(recipe.model.quantize),
+      .replicas = work.data,
       .shards = recipe.parallel.shard_weights ? work.data : 1,
       .language_head = shape.outputs == 0,
       .trains_backbone = method.trains_backbone(),
       .base_bytes = on_gpu ? sharding::kGpuBaseBytes : 0.0,
   };
+  for (const models::SiteSpec& site : adapter.matched) {
+    const auto layer = static_cast<size_t>(site.id.layer);
+    if (layer >= work.kept_per_row.size()) work.kept_per_row.resize(layer + 1);
+    work.kept_per_row[layer] += method.KeptPerRow(site);
+  }
   const adapters::PromptEncoderChoice* const encoder = method.prompt_encoder();
   if (encoder == nullptr) return work;
   (encoder->train ? work.trained_encoder_parameters : work.encoder_parameters) =

@@ -75,6 +75,19 @@ TEST(PlanReport, APromptEncoderAddsItsWork) {
   EXPECT_EQ(with.stages[1].flop, without.stages[1].flop);
 }
 
+TEST(PlanReport, WhatEditsKeepLiesWhereTheirLayersAre) {
+  Case c = SmolOnTwoStages();
+  const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
+  c.work.kept_per_row.assign(31, 0);  // the last one: sites of no layer
+  c.work.kept_per_row[0] = 8;
+  c.work.kept_per_row[30] = 1000;
+  const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
+  // Two micro-batches are in flight there.
+  EXPECT_EQ(with.stages[0].memory.activations - without.stages[0].memory.activations,
+            2 * 256.0 * 8 * 4);
+  EXPECT_EQ(with.stages[1].memory.activations, without.stages[1].memory.activations);
+}
+
 TEST(PlanReport, TheProgramCountsOnEveryRank) {
   Case c = SmolOnTwoStages();
   const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
