@@ -126,6 +126,9 @@ class Method {
   virtual const char* head_prefix() const { return "base_model.model."; }
   // True when the parameters are the backbone's own weights (BackboneOptions::train_weights) and a run leaves a model folder.
   virtual bool trains_backbone() const { return false; }
+  // Numbers that the edit of a matched site keeps for each row until the backward pass, beside what the layer keeps itself; `plan` counts them
+  // in the model's dtype.
+  virtual int64_t KeptPerRow(const models::SiteSpec& /*site*/) const { return 0; }
   // The model that reads each sample's prompt in a vocabulary of its own (MicroBatch::prompts); null = none.
   virtual const PromptEncoderChoice* prompt_encoder() const { return nullptr; }
   // True when it makes something of the prompt's rows: then a data set must have prompts.

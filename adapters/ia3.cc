@@ -56,6 +56,11 @@ class Ia3Hook : public models::SiteHook {
 
 }  // namespace
 
+// An output is kept for the gradient of its vector; the input of ffn.down is rebuilt.
+int64_t Ia3::KeptPerRow(const SiteSpec& site) const {
+  return ScalesInput(site) ? 0 : site.out_features;
+}
+
 void Ia3::VisitFields(FieldVisitor& v) {
   v.TextList({"sites",
               "roles of the linears to scale: ffn.down its input, the others their output; all = "

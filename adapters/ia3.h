@@ -18,6 +18,7 @@ nlohmann::json Ia3PeftConfig(const std::vector<models::SiteSpec>& matched,
 class Ia3 : public Method {
  public:
   const char* name() const override { return "ia3"; }
+  int64_t KeptPerRow(const models::SiteSpec& site) const override;
   void VisitFields(FieldVisitor& visitor) override;
   // Linears only.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(

@@ -14,6 +14,7 @@ namespace graft::adapters {
 class Lora : public Method {
  public:
   const char* name() const override { return "lora"; }
+  int64_t KeptPerRow(const models::SiteSpec& site) const override { return SizeOf(site).rank; }
   void VisitFields(FieldVisitor& visitor) override;
   // Linears only.
   absl::StatusOr<std::vector<models::SiteSpec>> MatchSites(

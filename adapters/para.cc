@@ -125,6 +125,12 @@ std::vector<Para::LayerSites> Para::ByLayer(const std::vector<SiteSpec>& matched
   return result;
 }
 
+// An output is kept for the gradients of its scales; up states are rebuilt, layer.in is only read.
+int64_t Para::KeptPerRow(const models::SiteSpec& site) const {
+  const models::Role role = site.id.role;
+  return role == models::Role::kAttnQ || role == models::Role::kAttnV ? site.out_features : 0;
+}
+
 void Para::VisitFields(FieldVisitor& v) {
   v.TextList(
       {"sites", "what is scaled: attn.q and attn.v their output, ffn.up the FFN's inner state"},

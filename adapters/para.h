@@ -12,6 +12,7 @@ namespace graft::adapters {
 class Para : public Method {
  public:
   const char* name() const override { return "para"; }
+  int64_t KeptPerRow(const models::SiteSpec& site) const override;
   void VisitFields(FieldVisitor& visitor) override;
   bool reads_prompt() const override { return true; }
   // attn.q, attn.v, ffn.up as `sites` says, and layer.in of the same layers, whose states the

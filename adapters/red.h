@@ -13,6 +13,10 @@ namespace graft::adapters {
 class Red : public Method {
  public:
   const char* name() const override { return "red"; }
+  // A scale keeps what it scales.
+  int64_t KeptPerRow(const models::SiteSpec& site) const override {
+    return has_scale() ? site.out_features : 0;
+  }
   void VisitFields(FieldVisitor& visitor) override;
   // Linears, attn.out, ffn.out, layer.out. Error kind recipe also when two sites are one place
   // (ffn.out and ffn.down).

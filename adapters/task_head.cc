@@ -84,6 +84,9 @@ class HeadedMethod : public Method {
   bool reads_prompt() const override { return inner_->reads_prompt(); }
   const PromptEncoderChoice* prompt_encoder() const override { return inner_->prompt_encoder(); }
   bool trains_backbone() const override { return inner_->trains_backbone(); }
+  int64_t KeptPerRow(const SiteSpec& site) const override {
+    return IsHead(site) ? 0 : inner_->KeptPerRow(site);
+  }
 
   absl::StatusOr<std::vector<SiteSpec>> MatchSites(
       const std::vector<SiteSpec>& model_sites) const override {

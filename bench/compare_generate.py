@@ -109,7 +109,7 @@ def main():
     a = arguments()
     torch.set_num_threads(a.threads)
     os.environ["OMP_NUM_THREADS"] = str(a.threads)
-    environment = measure.environment_record(a.graft)
+    made = measure.begin(a)
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=DTYPES[a.dtype]).eval()
     prompts = make_prompts(a.model, a.prompts)
     pairs = []
@@ -124,16 +124,14 @@ def main():
                 sys.exit(f"gate: prompts {differ} were answered with other tokens: nothing counts")
             pairs.append(dict(graft=our_speed, peer=their_speed))
             print(f"graft {our_speed:.1f} tok/s, peer {their_speed:.1f} tok/s", flush=True)
-    result = dict(
-        name=f"generate-{a.dtype}",
-        environment=environment,
-        settings={k: v for k, v in vars(a).items() if not isinstance(v, Path)},
+    result = measure.write_result(
+        f"generate-{a.dtype}",
+        made,
         tokens=sum(map(len, ours)),
         pairs=pairs,
         speed=statistics.median(row["graft"] / row["peer"] for row in pairs),
         spread={name: measure.spread([row[name] for row in pairs]) for name in ("graft", "peer")},
     )
-    print(f"written: {measure.write_result(result['name'], result)}")
     print(f"{result['speed']:.2f}x, spread {result['spread']}")
 
 

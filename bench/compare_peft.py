@@ -236,16 +236,12 @@ def compare(a):
     name = a.name or f"{a.model.resolve().name}-{a.dtype}-{a.ranks}rank"
     if a.supervised < 1:
         name += f"-supervised{a.supervised}"
-    environment = measure.environment_record(a.graft)
+    made = measure.begin(a)
     gate_record = gate(a)
     pairs, commands = timed_pairs(a)
-    settings = {k: v for k, v in vars(a).items() if not isinstance(v, Path)}
     flop = measure.flop_per_token(a.model, a.length, a.rank, a.supervised)
-    result = dict(
-        name=name,
-        environment=environment,
-        settings=settings,
-        commands=dict(this=sys.argv, **commands),
+    numbers = dict(
+        commands=commands,
         gate=gate_record,
         ratio=ratios(pairs),
         graft=side(pairs, "graft"),
@@ -254,11 +250,11 @@ def compare(a):
         pairs=pairs,
     )
     for program in ("graft", "peer"):
-        result[program]["gflop_per_second"] = result[program]["tokens_per_second"] * flop / 1e9
+        numbers[program]["gflop_per_second"] = numbers[program]["tokens_per_second"] * flop / 1e9
     if not a.ci:
-        print(f"written: {measure.write_result(name, result)}")
-    report(a, result)
-    return result["ratio"]
+        measure.write_result(name, made, **numbers)
+    report(a, dict(name=name) | made | numbers)
+    return numbers["ratio"]
 
 
 def main():

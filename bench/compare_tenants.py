@@ -87,7 +87,7 @@ def run_peer(a, work, cell):
 def main():
     a = arguments()
     os.environ |= dict(OMP_NUM_THREADS=str(a.threads), HF_HUB_OFFLINE="1")
-    environment = measure.environment_record(a.graft)
+    made = measure.begin(a)
     pairs = []
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
         for _ in range(a.pairs):
@@ -98,18 +98,15 @@ def main():
                 sys.exit(f"gate: rows {differ} were answered with other tokens: nothing counts")
             pairs.append(ours | dict(peer=theirs))
             print(", ".join(f"{name} {speed:.1f} tok/s" for name, speed in pairs[-1].items()), flush=True)
-    result = dict(
-        name=f"tenants-peer-{a.dtype}",
-        environment=environment,
-        settings={k: v for k, v in vars(a).items() if not isinstance(v, Path)},
+    result = measure.write_result(
+        f"tenants-peer-{a.dtype}",
+        made,
         pairs=pairs,
         speed={name: statistics.median(row[name] / row["peer"] for row in pairs) for name in pairs[0]},
         spread={name: measure.spread([row[name] for row in pairs]) for name in pairs[0]},
     )
-    print(f"written: {measure.write_result(result['name'], result)}")
     print(", ".join(f"{name} {ratio:.2f}x" for name, ratio in result["speed"].items()))
-    if a.check and result["speed"]["lora"] < REQUIRED:
-        sys.exit(f"lora {result['speed']['lora']:.2f}x, required {REQUIRED}x")
+    measure.check(a.check, f"lora {REQUIRED}x" if result["speed"]["lora"] < REQUIRED else "")
 
 
 if __name__ == "__main__":

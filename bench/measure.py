@@ -126,8 +126,7 @@ def _first_line(command):
     return (done.stdout or done.stderr).strip().splitlines()[0] if done.returncode == 0 else ""
 
 
-def environment_record(binary):
-    """What a stored result says of where it was made."""
+def _environment_record(binary):
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -149,10 +148,25 @@ def environment_record(binary):
     )
 
 
-def write_result(name, result):
+def begin(a):
+    """What a result says of its making. Before the first run: `load_before` is the machine's without it."""
+    settings = {k: v for k, v in vars(a).items() if not isinstance(v, Path)}
+    return dict(environment=_environment_record(a.graft), command=sys.argv, settings=settings)
+
+
+def write_result(name, made, **numbers):
+    """bench/results/NAME.json, of what begin() gave and the numbers."""
     folder = ROOT / "bench" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
+    result = dict(name=name) | made | numbers
     # Paths inside the project, as anyone may type them.
     path.write_text(json.dumps(result, indent=1, default=str).replace(f"{ROOT}/", "") + "\n")
-    return path
+    print(f"written: {path}")
+    return result
+
+
+def check(wanted, missed):
+    """Exits 1 when limits were to be kept (--check) and `missed`, a list or a sentence, is not empty."""
+    if wanted and missed:
+        sys.exit(f"limit not met: {missed if isinstance(missed, str) else ', '.join(missed)}")

@@ -136,7 +136,7 @@ def print_table(rows):
 def main():
     a = arguments()
     chosen = methods()
-    environment = measure.environment_record(a.graft)
+    made = measure.begin(a)
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary:
         work = Path(temporary)
         if a.ci:
@@ -152,15 +152,13 @@ def main():
             for name, method in chosen.items():
                 run(a, name, method, work / "load" / "data", work / f"{number}-{name}")
     rows = summary(chosen)
-    settings = {k: v for k, v in vars(a).items() if not isinstance(v, Path)}
     if not a.ci:
         name = a.name or f"methods-{a.model.resolve().name}-{a.dtype}"
-        result = dict(name=name, environment=environment, settings=settings, methods=rows)
-        print(f"written: {measure.write_result(name, result | dict(command=sys.argv))}")
+        measure.write_result(name, made, methods=rows)
     print_table(rows)
-    slow = [n for n, row in rows.items() if row.get("limit") and row["ratio"] > row["limit"]]
-    if a.check and slow:
-        sys.exit(f"limits not met: {', '.join(slow)}")
+    measure.check(
+        a.check, [n for n, row in rows.items() if row.get("limit") and row["ratio"] > row["limit"]]
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The formula holds for equal stages; --split gives the layers of the stages by ha
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -82,6 +81,7 @@ def main():
     add("--steps", type=int, default=6)
     add("--max-difference", type=float, default=0, help="exit 1 when a schedule is further away")
     a = parser.parse_args()
+    made = measure.begin(a)
     vars(a).update(rank=8, supervised=1.0, synthetic=True)
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as work:
         a.work = Path(work)
@@ -93,10 +93,10 @@ def main():
             f"| {r['schedule']} | {r['idle']:.1%} | {r['ideal']:.1%} | {r['difference']:+.1%} "
             f"| {r['tokens_per_second']:.0f} |"
         )
-    record = dict(environment=measure.environment_record(a.graft), command=sys.argv, schedules=results)
-    print(f"written: {measure.write_result(f'pipeline-idle-{a.ranks}rank', record)}")
-    if a.max_difference and any(abs(r["difference"]) > a.max_difference for r in results):
-        sys.exit("limit not met")
+    measure.write_result(f"pipeline-idle-{a.ranks}rank", made, schedules=results)
+    measure.check(
+        a.max_difference, [r["schedule"] for r in results if abs(r["difference"]) > a.max_difference]
+    )
 
 
 if __name__ == "__main__":

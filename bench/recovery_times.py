@@ -13,7 +13,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -119,7 +118,7 @@ def run_until_hurt(a, recipe, fault, seconds):
 def main():
     a = arguments()
     seconds = {row: [] for row in ROWS}
-    environment = measure.environment_record(a.graft)
+    made = measure.begin(a)
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as work:
         a.work = Path(work)
         recipe = write_recipe(a, compare_peft.workload(a, a.batch, a.length, 16))
@@ -133,11 +132,8 @@ def main():
     for row, values in seconds.items():
         numbers = f"{statistics.median(values):.3f} | {max(values):.3f} | {len(values)}"
         print(f"| {row} | {numbers} | {ROWS[row]} |")
-    result = dict(environment=environment, seconds=seconds, limits=ROWS, command=sys.argv)
-    print(f"written: {measure.write_result('recovery-times', result)}")
-    missed = [row for row, values in seconds.items() if max(values) > ROWS[row]]
-    if a.check and missed:
-        sys.exit(f"limit not met: {', '.join(missed)}")
+    measure.write_result("recovery-times", made, seconds=seconds, limits=ROWS)
+    measure.check(a.check, [row for row, values in seconds.items() if max(values) > ROWS[row]])
 
 
 if __name__ == "__main__":

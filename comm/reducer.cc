@@ -1,6 +1,7 @@
 #include "comm/reducer.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -42,21 +43,18 @@ void FlatReducer::Reduce(Buffer gradients) {
 // One message round for sums and maxima together: everybody gets all vectors and combines them in
 // rank order.
 ControlVector ReduceControl(Communicator& world, const ControlVector& mine,
-                            std::vector<double>* compute_seconds) {
+                            std::vector<ControlVector>* by_rank) {
   constexpr std::size_t kFields = sizeof(ControlVector) / sizeof(double);
   ControlVector input = mine;
   std::vector<ControlVector> all(world.size());
   world.AllGather({&input, kFields, DType::kFloat64, -1},
                   {all.data(), kFields * all.size(), DType::kFloat64, -1});
-  if (compute_seconds != nullptr) {
-    compute_seconds->clear();
-    for (const ControlVector& one : all) compute_seconds->push_back(one.compute_seconds);
-  }
   ControlVector total = all[0];
   for (std::size_t r = 1; r < all.size(); ++r) {
     for (const Field field : kSums) total.*field += all[r].*field;
     for (const Field field : kMaxima) total.*field = std::max(total.*field, all[r].*field);
   }
+  if (by_rank != nullptr) *by_rank = std::move(all);
   return total;
 }
 

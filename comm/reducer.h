@@ -47,9 +47,9 @@ struct ControlVector {
   double communication_seconds = 0;
 };
 
-// All ranks of `world` must call. `compute_seconds` (may be null) gets each rank's own, in rank
-// order. Throws kind peer.
+// All ranks of `world` must call. `by_rank` (may be null) gets what each rank filled in. Throws kind
+// peer.
 ControlVector ReduceControl(Communicator& world, const ControlVector& mine,
-                            std::vector<double>* compute_seconds = nullptr);
+                            std::vector<ControlVector>* by_rank = nullptr);
 
 }  // namespace graft::comm

@@ -62,8 +62,8 @@ double MeasureFlopPerSecond(const models::ModelConfig& config, torch::Dtype dtyp
 // What `work` lacks. A plan for GPUs needs none, but has times only where there is one.
 void MeasureWork(const models::ModelConfig& config, torch::Dtype dtype, torch::Device here,
                  sharding::PlanWork* work) {
-  if (!work->on_gpu) work->base_bytes = static_cast<double>(trainer::ProgramBytes());
-  if (work->on_gpu != here.is_cpu())
+  if (!work->shape.on_gpu) work->shape.base_bytes = static_cast<double>(trainer::ProgramBytes());
+  if (work->shape.on_gpu != here.is_cpu())
     work->flop_per_second = MeasureFlopPerSecond(config, dtype, here);
 }
 

@@ -9,8 +9,8 @@ namespace {
 
 using models::ModelConfig;
 
-// Float32 master, gradient and two moments.
-constexpr int64_t kAdapterBytes = 16;
+// Float32 master, gradient and two moments; and master and moments as the last checkpoint has them.
+constexpr double kAdapterBytes = 16, kSnapshotBytes = 12;
 // The loss works through this many positions at a time, and less where the logits would pass the
 // byte limit (models/layers/head_loss.cc).
 constexpr int64_t kLossChunkPositions = 1024;
@@ -87,8 +87,12 @@ double HeadWorkspace(const ModelConfig& config, const MemoryShape& shape) {
   const int64_t limit = shape.on_gpu ? kGpuLossChunkBytes : kLossChunkBytes;
   const int64_t positions = std::clamp<int64_t>(
       limit / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1, kLossChunkPositions);
+  // A bfloat16 product is copied to float32 numbers. On a CPU's heap its place is mostly taken out
+  // of what the float32 numbers of the chunk before have left, so that the next ones find no room
+  // there: measured, one chunk of them more.
+  const int64_t hole = !shape.on_gpu && shape.element_bytes < 4 ? 4 : 0;
   const auto logits =
-      static_cast<double>(positions * config.vocab_size * (shape.element_bytes + 4));
+      static_cast<double>(positions * config.vocab_size * (shape.element_bytes + 4 + hole));
   if (!shape.trains_backbone) return logits;
   // The gradient of the projection is made beside the loss.
   return logits + 4.0 * static_cast<double>(HeadMatmulParameters(config));
@@ -258,7 +262,9 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
     memory.frozen = element * (matmul + head);  // the matrices as a pass computes with them
   }
 
-  memory.adapters = static_cast<double>(kAdapterBytes * part.adapter_parameters);
+  // A GPU's snapshot lies in host memory.
+  memory.adapters = static_cast<double>(part.adapter_parameters) *
+                    (kAdapterBytes + (shape.on_gpu ? 0.0 : kSnapshotBytes / shape.replicas));
 
   const int trained_first = part.trained_layers - part.trained_decoder_layers;
   const double first = KeptBytes(config, false, shape), decoder = KeptBytes(config, true, shape);
@@ -267,11 +273,14 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
         part.in_flight * tokens * part.trained_layers / part.chunks * element * width +
         tokens * std::max(trained_first > 0 ? first : 0.0,
                           part.trained_decoder_layers > 0 ? decoder : 0.0);
+    if (part.trained_layers > 0)
+      memory.activations += tokens * element * part.kept_per_token / part.trained_layers;
   } else {
     memory.activations = part.in_flight * tokens / part.chunks *
-                         (trained_first * first + part.trained_decoder_layers * decoder);
+                         (trained_first * first + part.trained_decoder_layers * decoder +
+                          element * part.kept_per_token);
   }
-  if (shape.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
+  if (part.boundaries) memory.boundaries = 2.0 * kBuffersPerDirection * tokens * width * element;
   if (projects) memory.head = HeadWorkspace(config, shape);
   if (part.trained_layers > 0) {
     memory.workspace = tokens * LayerWorkspace(config, shape.element_bytes);

@@ -67,10 +67,13 @@ struct RankPart {
   bool embed = false;
   bool head = false;
   int64_t adapter_parameters = 0;
+  double kept_per_token = 0;  // numbers that edits of the trained layers keep (Method::KeptPerRow)
   int in_flight =
       0;  // (micro-batch, chunk) pairs between their forward and backward passes, at most
+  bool boundaries = false;  // hidden states and gradients come or go: more than one stage
 };
 
+// What is the same on every rank of a job.
 struct MemoryShape {
   int64_t element_bytes = 4;       // E of the frozen weights and activations
   int64_t micro_batch_tokens = 0;  // T
@@ -79,8 +82,8 @@ struct MemoryShape {
   bool packed_twice = false;  // CPU: weights packed for the forward and for the backward product
   bool on_gpu = false;        // larger chunks of logits; a quantised matrix is whole in a product
   models::Quantization quantize = models::Quantization::kNone;  // of the layers' matrices
+  int replicas = 1;              // among which the copy that a checkpoint is written from is shared
   int shards = 1;                // shard_weights: replicas that share the layers' matrices
-  bool boundaries = false;       // more than one stage
   bool language_head = true;     // else a task's own small head
   bool trains_backbone = false;  // nothing frozen; layers run through autograd's own operators
   double base_bytes = 0;         // of the program itself

@@ -18,29 +18,30 @@ struct PartWork {
 
 PartWork WorkOf(const models::ModelConfig& config, const Plan& plan, const StageChunk& part,
                 const PlanWork& work) {
-  const double tokens = static_cast<double>(work.micro_batch_tokens);
+  const double tokens = static_cast<double>(work.shape.micro_batch_tokens);
   // Weights of the backbone that are trained add a product with their input in the backward pass.
   const double adapters =
-      work.trains_backbone
+      work.shape.trains_backbone
           ? 0.0
           : static_cast<double>(part.trainable_parameters -
                                 (part.embed ? work.trained_encoder_parameters : 0));
-  const double weight_gradients = work.trains_backbone ? 2.0 : 0.0;
+  const double weight_gradients = work.shape.trains_backbone ? 2.0 : 0.0;
   PartWork flop;
   flop.forward = 2.0 * adapters;
   if (part.backward) flop.backward = 4.0 * adapters;
   for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
-    const double forward = LayerForwardFlop(config, layer, work.sequence_length, work.head_share);
+    const double forward =
+        LayerForwardFlop(config, layer, work.sequence_length, work.shape.head_share);
     flop.forward += forward;
     if (!part.backward || layer < plan.first_trained_layer) continue;
-    flop.backward += LayerBackwardFlop(config, layer, work.sequence_length, work.head_share);
+    flop.backward += LayerBackwardFlop(config, layer, work.sequence_length, work.shape.head_share);
     flop.backward += weight_gradients * static_cast<double>(LayerMatmulParameters(config, layer));
-    if (work.recompute) flop.backward += forward;
+    if (work.shape.recompute) flop.backward += forward;
   }
   // The loss makes the hidden state's gradient in the forward pass.
-  if (part.head && work.language_head) {
+  if (part.head && work.shape.language_head) {
     flop.forward += ((part.backward ? 4.0 : 2.0) + weight_gradients) *
-                    static_cast<double>(HeadMatmulParameters(config)) * work.head_share;
+                    static_cast<double>(HeadMatmulParameters(config)) * work.shape.head_share;
   }
   flop.forward *= tokens;
   flop.backward *= tokens;
@@ -67,16 +68,30 @@ int64_t FrozenParameters(const models::ModelConfig& config, const Plan& plan, in
   return count;
 }
 
-RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int stage, int in_flight) {
+// What edits of a layer keep for each token: an encoder's layer has the input's rows, a decoder's
+// the target's.
+double KeptPerToken(const models::ModelConfig& config, const PlanWork& work, int layer) {
+  const auto index = static_cast<size_t>(layer);
+  if (index >= work.kept_per_row.size()) return 0.0;
+  const auto kept = static_cast<double>(work.kept_per_row[index]);
+  if (!config.has_encoder()) return kept;
+  return kept *
+         (config.is_decoder_layer(layer) ? work.shape.head_share : 1 - work.shape.head_share);
+}
+
+RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, const PlanWork& work,
+                    int stage, int in_flight) {
   RankPart part;
   part.chunks = plan.chunks;
   part.in_flight = in_flight;
+  part.boundaries = plan.stages > 1;
   for (const StageChunk& chunk : plan.parts) {
     if (chunk.stage != stage) continue;
     part.layers += chunk.num_layers;
     for (int layer = chunk.first_layer; layer < chunk.end_layer(); ++layer) {
       const int trained = layer >= plan.first_trained_layer ? 1 : 0;
       part.trained_layers += trained;
+      part.kept_per_token += trained * KeptPerToken(config, work, layer);
       if (!config.is_decoder_layer(layer)) continue;
       ++part.decoder_layers;
       part.trained_decoder_layers += trained;
@@ -90,13 +105,13 @@ RankPart PartOfRank(const models::ModelConfig& config, const Plan& plan, int sta
 
 // Every use of a layer gathers it; a pass that turns around in its part finds two layers whole.
 double ReceivedWeightBytes(const models::ModelConfig& config, const Plan& plan,
-                           const PlanWork& work, const MemoryShape& shape, int stage) {
+                           const PlanWork& work, int stage) {
   double bytes = 0;
   for (const StageChunk& part : plan.parts) {
     if (part.stage != stage) continue;
     for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
       const bool backward = part.backward && layer >= plan.first_trained_layer;
-      bytes += (backward ? 2 : 1) * LayerMatrixBytes(config, shape, layer);
+      bytes += (backward ? 2 : 1) * LayerMatrixBytes(config, work.shape, layer);
     }
   }
   return bytes * work.micro_batches * (work.data - 1) / work.data;
@@ -145,38 +160,27 @@ absl::StatusOr<PlanEstimate> EstimatePlan(const models::ModelConfig& config, con
   estimate.bubble_fraction = simulation.bubble_fraction;
   if (work.flop_per_second > 0) estimate.step_seconds = simulation.step_seconds;
 
-  MemoryShape shape;
-  shape.element_bytes = work.element_bytes;
-  shape.micro_batch_tokens = work.micro_batch_tokens;
-  shape.head_share = work.head_share;
-  shape.recompute = work.recompute;
-  shape.packed_twice = work.packed_twice;
-  shape.on_gpu = work.on_gpu;
-  shape.quantize = work.quantize;
-  shape.shards = work.shard_weights ? work.data : 1;
-  shape.language_head = work.language_head;
-  shape.trains_backbone = work.trains_backbone;
-  shape.base_bytes = work.base_bytes;
-  shape.boundaries = plan.stages > 1;
   for (int index = 0; index < plan.stages; ++index) {
     StageEstimate& stage = estimate.stages[static_cast<size_t>(index)];
     stage.in_flight = simulation.in_flight[static_cast<size_t>(index)];
-    stage.memory = MemoryOfRank(config, PartOfRank(config, plan, index, stage.in_flight), shape);
-    if (work.shard_weights) {
-      stage.received_weight_bytes = ReceivedWeightBytes(config, plan, work, shape, index);
+    stage.memory =
+        MemoryOfRank(config, PartOfRank(config, plan, work, index, stage.in_flight), work.shape);
+    if (work.shape.shards > 1) {
+      stage.received_weight_bytes = ReceivedWeightBytes(config, plan, work, index);
     }
-    if (!work.trains_backbone) stage.frozen_parameters = FrozenParameters(config, plan, index);
+    if (!work.shape.trains_backbone)
+      stage.frozen_parameters = FrozenParameters(config, plan, index);
     if (index == plan.parts.front().stage) {
       // A frozen one has no backward pass: its matrices are packed once, beside the stored ones.
       stage.frozen_parameters += work.encoder_parameters;
-      const int64_t packed = work.packed_twice ? work.encoder_packed_parameters : 0;
+      const int64_t packed = work.shape.packed_twice ? work.encoder_packed_parameters : 0;
       stage.memory.frozen +=
-          static_cast<double>((work.encoder_parameters + packed) * work.element_bytes);
+          static_cast<double>((work.encoder_parameters + packed) * work.shape.element_bytes);
     }
     estimate.step_flop += work.data * stage.flop;
   }
   const double tokens = static_cast<double>(work.data) * work.micro_batches *
-                        static_cast<double>(work.micro_batch_tokens);
+                        static_cast<double>(work.shape.micro_batch_tokens);
   estimate.flop_per_token = tokens > 0 ? estimate.step_flop / tokens : 0;
   return estimate;
 }
@@ -189,7 +193,7 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
       "step\n",
       work.data, plan.stages, ScheduleName(work.schedule),
       plan.chunks > 1 ? absl::StrCat(" with ", plan.chunks, " chunks") : "", work.micro_batches,
-      work.micro_batch_tokens);
+      work.shape.micro_batch_tokens);
   absl::StrAppendFormat(&text, "%-6s %-22s %12s %12s %10s %10s %10s %10s %10s %10s %10s %6s\n",
                         "stage", "layers", "frozen", "trainable", "program", "weights", "adapters",
                         "activ.", "buffers", "temporary", "total", "cost");
@@ -210,15 +214,15 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
                         (config.tie_word_embeddings ? HeadMatmulParameters(config) : 0) +
                         work.encoder_parameters;
   absl::StrAppendFormat(&text, "parameters  %d trainable of %d%s (%.4f %%)\n", trainable, total,
-                        work.trains_backbone ? "" : " frozen",
+                        work.shape.trains_backbone ? "" : " frozen",
                         100.0 * static_cast<double>(trainable) / static_cast<double>(total));
-  if (work.quantize != models::Quantization::kNone) {
+  if (work.shape.quantize != models::Quantization::kNone) {
     absl::StrAppendFormat(&text, "quantize    %s: %.3f bytes a weight of the layers' matrices\n",
-                          models::QuantizationName(work.quantize),
-                          static_cast<double>(LayerQuantizedBytes(config, work.quantize)) /
+                          models::QuantizationName(work.shape.quantize),
+                          static_cast<double>(LayerQuantizedBytes(config, work.shape.quantize)) /
                               static_cast<double>(LayerMatmulParameters(config)));
   }
-  if (work.shard_weights) {
+  if (work.shape.shards > 1) {
     const StageEstimate& first = estimate.stages[0];
     absl::StrAppendFormat(&text,
                           "shards      each rank keeps 1/%d of its layers' matrices; the two that "
@@ -233,7 +237,7 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
                         estimate.flop_per_token / 1e9, estimate.step_flop / 1e9);
   if (work.flop_per_second > 0) {
     const double tokens = static_cast<double>(work.data) * work.micro_batches *
-                          static_cast<double>(work.micro_batch_tokens);
+                          static_cast<double>(work.shape.micro_batch_tokens);
     absl::StrAppendFormat(
         &text, "step        %.3g s predicted at %.4g GFLOP/s per rank: %.4g tokens/s\n",
         estimate.step_seconds, work.flop_per_second / 1e9, tokens / estimate.step_seconds);

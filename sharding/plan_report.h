@@ -18,26 +18,18 @@ namespace graft::sharding {
 struct PlanWork {
   ScheduleKind schedule = ScheduleKind::k1F1B;
   int data = 1;
-  int micro_batches = 1;           // per rank and step
-  int64_t micro_batch_tokens = 0;  // T
-  int64_t sequence_length = 0;     // S
-  double head_share = 1.0;
-  int64_t element_bytes = 4;
-  bool recompute = false;
-  bool packed_twice = false;
-  bool on_gpu = false;
-  models::Quantization quantize = models::Quantization::kNone;
-  bool shard_weights = false;
-  bool language_head = true;  // else a task's own small head
+  int micro_batches = 1;        // per rank and step
+  int64_t sequence_length = 0;  // S
+  MemoryShape shape;            // of a micro-batch and of the weights
+  // By layer: numbers that the adapter's edits keep for each row (Method::KeptPerRow); empty = none.
+  std::vector<int64_t> kept_per_row;
   // A prompt encoder on the stage of the embedding: frozen parameters, or those of `trainable` that
   // are its own, and its FLOP for one micro-batch.
   int64_t encoder_parameters = 0;
   int64_t encoder_packed_parameters = 0;  // of the frozen ones, those also packed for products
   int64_t trained_encoder_parameters = 0;
   double encoder_forward_flop = 0, encoder_backward_flop = 0;
-  bool trains_backbone = false;  // the backbone's weights are what is trained, none is frozen
-  double base_bytes = 0;         // of the program without a model
-  double flop_per_second = 0;    // of one rank; 0 = unknown: no times
+  double flop_per_second = 0;  // of one rank; 0 = unknown: no times
 };
 
 struct StageEstimate {

@@ -57,13 +57,14 @@ std::string TraceEvents(const RankTrace& rank, int64_t offset_ns) {
   }
   for (size_t i = 0; i < rank.transfers.size(); ++i) {
     const TraceSpan& span = rank.transfers[i];
-    const std::string id = absl::StrCat("r", rank.rank, "t", i);
+    // Of this process alone: events of a global id stand in no process's rows.
+    const OrderedJson id = {{"local", absl::StrCat(i)}};
     OrderedJson begin = EventOf(span, "b", rank.rank, span.begin_ns - offset_ns);
-    begin["id"] = id;
+    begin["id2"] = id;
     begin["args"] = ArgumentsOf(span);
     append(begin);
     OrderedJson end = EventOf(span, "e", rank.rank, span.end_ns - offset_ns);
-    end["id"] = id;
+    end["id2"] = id;
     append(end);
   }
   return text;

@@ -89,7 +89,8 @@ absl::Status MetricsLog::Write(const RunRecord& record) {
     stages.push_back({{"stage", stage.stage},
                       {"first_layer", stage.first_layer},
                       {"end_layer", stage.end_layer},
-                      {"bytes", stage.bytes}});
+                      {"bytes", stage.bytes},
+                      {"predicted_memory_bytes", stage.predicted_memory_bytes}});
     if (stage.gathered_bytes > 0) stages.back()["gathered_bytes"] = stage.gathered_bytes;
   }
   OrderedJson json = {{"kind", "run"},
@@ -135,6 +136,8 @@ absl::Status MetricsLog::Write(const TrainRecord& record) {
     json["peft_mfu"] = record.model_flops_per_second / record.peak_flops;
     json["hardware_utilization"] = record.hardware_flops_per_second / record.peak_flops;
   }
+  if (record.stage_peak_memory_bytes.size() > 1)
+    json["stage_peak_memory_bytes"] = record.stage_peak_memory_bytes;
   if (record.received_weight_bytes > 0)
     json["received_weight_bytes"] = record.received_weight_bytes;
   if (record.skipped) json["skipped"] = true;

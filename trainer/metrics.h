@@ -32,6 +32,7 @@ struct StageRecord {
   int end_layer = 0;
   int64_t bytes = 0;           // of frozen weights
   int64_t gathered_bytes = 0;  // shard_weights: of the layers that are whole at a time, beside them
+  int64_t predicted_memory_bytes = 0;  // of a rank of the stage, as `graft plan` computes it
 };
 
 // Of the whole model; no matrices: model.quantize is none.
@@ -49,7 +50,7 @@ struct RunRecord {
   int64_t head_parameters = 0;     // of those, in the task head
   int64_t encoder_parameters = 0;  // of those, in a prompt encoder
   int64_t total_parameters = 0;
-  int64_t predicted_memory_bytes = 0;  // of the largest rank, as `graft plan` computes it
+  int64_t predicted_memory_bytes = 0;  // of the largest rank
   std::vector<StageRecord> stages;
   QuantizationRecord quantization;
 };
@@ -64,7 +65,8 @@ struct TrainRecord {
   int64_t trained_tokens = 0;
   double step_seconds = 0;
   double tokens_per_second = 0;
-  int64_t peak_memory_bytes = 0;  // largest rank
+  int64_t peak_memory_bytes = 0;                 // largest rank
+  std::vector<int64_t> stage_peak_memory_bytes;  // of each stage's; written only of several stages
   double bubble_fraction = 0;
   double communication_seconds = 0;      // largest rank
   int64_t received_weight_bytes = 0;     // shard_weights: by rank 0; written only when above 0

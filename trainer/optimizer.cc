@@ -5,6 +5,11 @@
 #include <ATen/ATen.h>
 
 namespace graft::trainer {
+namespace {
+
+constexpr int64_t kSquaresAtATime = int64_t{4} << 20;
+
+}  // namespace
 
 AdamW::AdamW(const torch::Tensor& values, const AdamWOptions& options)
     : options_(options), exp_avg_(at::zeros_like(values)), exp_avg_sq_(at::zeros_like(values)) {}
@@ -24,9 +29,14 @@ double SumOfSquares(const torch::Tensor& gradients) {
   if (gradients.numel() == 0) return 0.0;
   at::NoGradGuard no_grad;
   // Squares in float64 do not overflow for any finite float32, so a large but finite gradient is
-  // clipped, not skipped.
-  const at::Tensor wide = gradients.to(at::kDouble);
-  return at::dot(wide, wide).item<double>();
+  // clipped, not skipped. Piece by piece: of a whole model's gradients a float64 copy would be the
+  // largest tensor of the step.
+  at::Tensor sum = at::zeros({}, gradients.options().dtype(at::kDouble));
+  for (const at::Tensor& piece : gradients.split(kSquaresAtATime)) {
+    const at::Tensor wide = piece.to(at::kDouble);
+    sum.add_(at::dot(wide, wide));
+  }
+  return sum.item<double>();
 }
 
 double ClipCoefficient(double global_norm, double max_norm) {

@@ -46,18 +46,26 @@ absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const Adapte
   work.micro_batches =
       static_cast<int>((share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch);
   work.sequence_length = shape.sequence_length + method.virtual_rows();
-  work.micro_batch_tokens = samples * work.sequence_length;
-  work.head_share = shape.head_share * static_cast<double>(shape.sequence_length) /
-                    static_cast<double>(std::max<int64_t>(1, work.sequence_length));
-  work.language_head = shape.outputs == 0;
-  work.element_bytes = dtype == torch::kBFloat16 ? 2 : 4;
-  work.recompute = recipe.model.recompute == "layer";
-  work.on_gpu = on_gpu;
-  work.packed_twice = !on_gpu && models::PacksWeights(dtype);
-  if (on_gpu) work.base_bytes = sharding::kGpuBaseBytes;
-  work.quantize = models::ParseQuantization(recipe.model.quantize);
-  work.shard_weights = recipe.parallel.shard_weights;
-  work.trains_backbone = method.trains_backbone();
+  work.shape = {
+      .element_bytes = dtype == torch::kBFloat16 ? 2 : 4,
+      .micro_batch_tokens = samples * work.sequence_length,
+      .head_share = shape.head_share * static_cast<double>(shape.sequence_length) /
+                    static_cast<double>(std::max<int64_t>(1, work.sequence_length)),
+      .recompute = recipe.model.recompute == "layer",
+      .packed_twice = !on_gpu && models::PacksWeights(dtype),
+      .on_gpu = on_gpu,
+      .quantize = models::ParseQuantization(recipe.model.quantize),
+      .replicas = work.data,
+      .shards = recipe.parallel.shard_weights ? work.data : 1,
+      .language_head = shape.outputs == 0,
+      .trains_backbone = method.trains_backbone(),
+      .base_bytes = on_gpu ? sharding::kGpuBaseBytes : 0.0,
+  };
+  for (const models::SiteSpec& site : adapter.matched) {
+    const auto layer = static_cast<size_t>(site.id.layer);
+    if (layer >= work.kept_per_row.size()) work.kept_per_row.resize(layer + 1);
+    work.kept_per_row[layer] += method.KeptPerRow(site);
+  }
   const adapters::PromptEncoderChoice* const encoder = method.prompt_encoder();
   if (encoder == nullptr) return work;
   (encoder->train ? work.trained_encoder_parameters : work.encoder_parameters) =

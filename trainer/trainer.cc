@@ -52,9 +52,9 @@ TrainRecord Trainer::TrainStep() {
   // ranks, which every decision below is taken from.
   const Stopwatch reduce_clock;
   ReduceGradients();
-  std::vector<double> compute_seconds;
-  const comm::ControlVector total = comm::ReduceControl(
-      world_.all(), MeasureStep(result, reduce_clock.Seconds()), &compute_seconds);
+  std::vector<comm::ControlVector> by_rank;
+  const comm::ControlVector total =
+      comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()), &by_rank);
   stop_requested_ = total.stop_requests > 0;
   broken_ = total.error_code > 0;
   save_votes_ = {.done = total.saves_done, .failed = total.saves_failed};
@@ -82,6 +82,7 @@ TrainRecord Trainer::TrainStep() {
   record.tokens = static_cast<int64_t>(total.tokens);
   record.trained_tokens = static_cast<int64_t>(total.trained_tokens);
   record.peak_memory_bytes = static_cast<int64_t>(total.peak_memory_bytes);
+  record.stage_peak_memory_bytes = PeakMemoryOfStages(by_rank);
   record.communication_seconds = total.communication_seconds;
   record.step_seconds = clock.Seconds();
   record.tokens_per_second = total.tokens / record.step_seconds;
@@ -90,7 +91,7 @@ TrainRecord Trainer::TrainStep() {
   record.peak_flops = recipe_.log.peak_flops * world_.size();
   record.bubble_fraction =
       std::max(0.0, 1.0 - total.compute_seconds / (world_.size() * record.step_seconds));
-  WatchHealth(record, std::move(compute_seconds));
+  WatchHealth(record, by_rank);
   if (trace_ != nullptr) trace_->EndStep(result);
   return record;
 }

@@ -109,8 +109,9 @@ class Trainer {
   // Warnings about a run that goes on; kind bug when nothing of a stage learns (trainer_health.cc).
   void WarnOfShortLead(std::optional<double> needed) const;
   void WatchGradients(double lr);
+  std::vector<int64_t> PeakMemoryOfStages(const std::vector<comm::ControlVector>& by_rank) const;
   void CompareMemory(const TrainRecord& record) const;
-  void WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds);
+  void WatchHealth(const TrainRecord& record, const std::vector<comm::ControlVector>& by_rank);
   // Tells the watchdog what this rank does and the flight recorder the step.
   void BeginPhase(comm::Phase phase, int64_t step);
   absl::Status Agree(const absl::Status& mine) const;
@@ -131,8 +132,8 @@ class Trainer {
   std::unique_ptr<FrozenWatch> frozen_;
   std::unique_ptr<StepTrace> trace_;  // log.trace; gone when it is written
   std::unique_ptr<SampleFlop> flop_;
-  int64_t program_bytes_ = 0;     // before anything was loaded
-  int64_t predicted_memory_ = 0;  // bytes, of the largest rank
+  int64_t program_bytes_ = 0;              // before anything was loaded
+  std::vector<int64_t> predicted_memory_;  // bytes, by stage
   absl::Status frozen_status_;                       // of this rank's weights, from the last step
   Stopwatch frozen_clock_;                           // since the last look at them
   bool broken_ = false;                              // on any rank, as reduced

@@ -170,10 +170,11 @@ absl::Status Trainer::PredictMemory(const WorkShape& shape) {
   const bool on_gpu = !model_->device().is_cpu();
   GRAFT_ASSIGN_OR_RETURN(sharding::PlanWork work,
                          PlanWorkOf(recipe_, model_->adapter_choice(), shape, on_gpu));
-  if (!on_gpu) work.base_bytes = static_cast<double>(program_bytes_);
+  if (!on_gpu) work.shape.base_bytes = static_cast<double>(program_bytes_);
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
                          sharding::EstimatePlan(model_->config(), model_->plan(), work));
-  predicted_memory_ = static_cast<int64_t>(estimate.LargestMemory());
+  for (const sharding::StageEstimate& stage : estimate.stages)
+    predicted_memory_.push_back(static_cast<int64_t>(stage.memory.total()));
   return absl::OkStatus();
 }
 
@@ -246,8 +247,11 @@ absl::Status Trainer::OpenMetrics() {
   run.head_parameters = model_->head_parameters();
   run.encoder_parameters = model_->encoder_parameters();
   run.total_parameters = model_->total_parameters();
-  run.predicted_memory_bytes = predicted_memory_;
+  run.predicted_memory_bytes =
+      *std::max_element(predicted_memory_.begin(), predicted_memory_.end());
   run.stages = StagesOf(*model_);
+  for (StageRecord& stage : run.stages)
+    stage.predicted_memory_bytes = predicted_memory_[static_cast<size_t>(stage.stage)];
   const models::QuantizationReport& quantized = model_->quantization();
   run.quantization = {.kind = recipe_.model.quantize,
                       .matrices = quantized.matrices,

@@ -56,13 +56,27 @@ void Trainer::WarnOfShortLead(std::optional<double> needed) const {
 void Trainer::CompareMemory(const TrainRecord& record) const {
   constexpr int64_t kSettled = 3;  // by then every buffer has been needed once
   if (record.step != kSettled || !IsRankZero()) return;
-  LOG(INFO) << absl::StrFormat(
-      "memory of the largest rank: %s, predicted %s (%.2f)", FormatBytes(record.peak_memory_bytes),
-      FormatBytes(predicted_memory_),
-      static_cast<double>(record.peak_memory_bytes) / static_cast<double>(predicted_memory_));
+  for (size_t stage = 0; stage < predicted_memory_.size(); ++stage) {
+    const int64_t measured = record.stage_peak_memory_bytes[stage],
+                  predicted = predicted_memory_[stage];
+    LOG(INFO) << absl::StrFormat("memory of stage %d: %s, predicted %s (%.2f)", stage,
+                                 FormatBytes(measured), FormatBytes(predicted),
+                                 static_cast<double>(measured) / static_cast<double>(predicted));
+  }
 }
 
-void Trainer::WatchHealth(const TrainRecord& record, std::vector<double> compute_seconds) {
+std::vector<int64_t> Trainer::PeakMemoryOfStages(
+    const std::vector<comm::ControlVector>& by_rank) const {
+  std::vector<int64_t> peaks(predicted_memory_.size());
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+    int64_t& peak = peaks[static_cast<size_t>(model_->grid().PipelineRank(static_cast<int>(rank)))];
+    peak = std::max(peak, static_cast<int64_t>(by_rank[rank].peak_memory_bytes));
+  }
+  return peaks;
+}
+
+void Trainer::WatchHealth(const TrainRecord& record,
+                          const std::vector<comm::ControlVector>& by_rank) {
   const double seconds = std::exchange(step_clock_, Stopwatch()).Seconds();
   WarnOfShortLead(lead_watch_.AddStep(seconds));
   CompareMemory(record);
@@ -72,9 +86,11 @@ void Trainer::WatchHealth(const TrainRecord& record, std::vector<double> compute
         "step %d: loss %g is %.1f standard deviations above the running mean", record.step,
         record.loss, *sigmas);
   // Stages are cut by cost as far as layers allow; what the plan knows of is nobody's fault.
+  std::vector<double> compute_seconds;
   for (int rank = 0; rank < world_.size(); ++rank) {
     const double cost = model_->plan().StageCost(model_->grid().PipelineRank(rank));
-    compute_seconds[static_cast<size_t>(rank)] /= std::max(cost, 1e-9);
+    compute_seconds.push_back(by_rank[static_cast<size_t>(rank)].compute_seconds /
+                              std::max(cost, 1e-9));
   }
   for (const int rank : straggler_watch_.Add(compute_seconds)) {
     if (rank != world_.rank()) continue;

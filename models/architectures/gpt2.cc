@@ -90,7 +90,7 @@ absl::Status Gpt2::Load(WeightSource& weights) {
   const int64_t width = config_.hidden_size;
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("transformer.wte", config_.vocab_size, width,
-                                           FrozenUse::kProductsAndLookup, &embedding_));
+                                           EmbeddingUse(), &embedding_));
   }
   if (range_.embed) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("transformer.wpe", config_.position_rows, width,

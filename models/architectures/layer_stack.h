@@ -130,6 +130,10 @@ class LayerStack : public Backbone {
   bool NeedsEmbedding() const {
     return range_.embed || (range_.head && config_.tie_word_embeddings && options_.language_head);
   }
+  // Rows of it are looked up only where samples begin.
+  FrozenUse EmbeddingUse() const {
+    return range_.embed ? FrozenUse::kProductsAndLookup : FrozenUse::kProducts;
+  }
   void TakeCounts(PartLoader& loader) {
     parameters_ = loader.parameters();
     bytes_ = loader.bytes();

@@ -122,8 +122,8 @@ absl::Status Llama::Load(WeightSource& weights) {
   PartLoader loader(weights, options_);
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("model.embed_tokens", config_.vocab_size,
-                                           config_.hidden_size, FrozenUse::kProductsAndLookup,
-                                           &embedding_, config_.pad_token_id.value_or(-1)));
+                                           config_.hidden_size, EmbeddingUse(), &embedding_,
+                                           config_.pad_token_id.value_or(-1)));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
   GRAFT_RETURN_IF_ERROR(LoadLayers(

@@ -273,7 +273,7 @@ absl::Status T5::Load(WeightSource& weights) {
   PartLoader loader(weights, options_);
   if (NeedsEmbedding()) {
     GRAFT_RETURN_IF_ERROR(loader.LoadTable("shared", config_.vocab_size, config_.hidden_size,
-                                           FrozenUse::kProductsAndLookup, &embedding_));
+                                           EmbeddingUse(), &embedding_));
   }
   layers_.resize(static_cast<size_t>(range_.num_layers));
   GRAFT_RETURN_IF_ERROR(LoadLayers(

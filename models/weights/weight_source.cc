@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/mapped_file.h"
 #include "base/philox.h"
 #include "base/status.h"
 #include "base/vector_clones.h"
@@ -49,8 +50,10 @@ class FolderWeights : public WeightSource {
     std::shared_ptr<WeightFolder> keep = folder_;
     void* data = const_cast<uint8_t*>(view.data);
     const bool aligned = reinterpret_cast<uintptr_t>(view.data) % 64 == 0;
-    const torch::Tensor mapped = at::from_blob(
-        data, shape, [keep](void*) {}, torch::dtype(stored));
+    const auto drop = [keep, bytes = static_cast<size_t>(view.bytes)](void* first) {
+      DropPages(first, bytes);  // converted, quantised or packed: not read again
+    };
+    const torch::Tensor mapped = at::from_blob(data, shape, drop, torch::dtype(stored));
     if (stored == dtype && aligned) return mapped;
     return mapped.to(dtype, /*non_blocking=*/false, /*copy=*/true);
   }

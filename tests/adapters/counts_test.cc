@@ -120,5 +120,26 @@ TEST(CountsOfT5Base, EqualTheTable) {
   }
 }
 
+// SmolLM2-135M, one layer: what edits keep of a row for the backward pass.
+TEST(KeptPerRow, OfALayersEdits) {
+  const std::tuple<const char*, FieldList, int64_t> rows[] = {
+      {"lora", kAllRank8, 7 * 8},
+      {"lora", {{"rank", "16"}}, 2 * 16},
+      {"red", {}, 576},
+      {"red", kRedPlusPlus, 576 + 2 * 192 + 2 * 576},
+      {"red", {{"what", "bias"}}, 0},
+      {"ia3", {}, 2 * 192},  // the input of ffn.down is rebuilt
+      {"para", {}, 576 + 192},
+      {"prompt_tuning", {}, 0}};
+  for (const auto& [name, fields, expected] : rows) {
+    const auto method = MethodWith(name, fields);
+    const auto matched = method->MatchSites(LlamaSites(1, 576, 192, 1536));
+    ASSERT_TRUE(matched.ok()) << name << ": " << matched.status();
+    int64_t kept = 0;
+    for (const models::SiteSpec& site : *matched) kept += method->KeptPerRow(site);
+    EXPECT_EQ(kept, expected) << name;
+  }
+}
+
 }  // namespace
 }  // namespace graft::adapters

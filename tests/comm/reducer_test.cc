@@ -63,7 +63,10 @@ TEST(ReduceControl, SumsAndLargestByField) {
     mine.error_code = r == 1 ? 74 : 0;
     mine.peak_memory_bytes = r == 0 ? 1e9 : 2e8;
     mine.communication_seconds = r;
-    const ControlVector total = ReduceControl(world, mine);
+    std::vector<ControlVector> by_rank;
+    const ControlVector total = ReduceControl(world, mine, &by_rank);
+    ASSERT_EQ(by_rank.size(), 3u);
+    for (int rank = 0; rank < 3; ++rank) EXPECT_EQ(by_rank[rank].communication_seconds, rank);
     EXPECT_EQ(total.loss_sum, 12.5);
     EXPECT_EQ(total.trained_tokens, 33);
     EXPECT_EQ(total.samples, 6);

@@ -112,7 +112,7 @@ TEST(CostModel, MemoryOfOneRank) {
   shape.micro_batch_tokens = 1024;
   const RankMemory memory = MemoryOfRank(smol, part, shape);
   EXPECT_EQ(memory.frozen, 4.0 * 134515008);  // the tied table once
-  EXPECT_EQ(memory.adapters, 16.0 * 2442240);
+  EXPECT_EQ(memory.adapters, 28.0 * 2442240);
   EXPECT_EQ(memory.activations, 1024.0 * 30 * (2 * 11520 + 44));
   EXPECT_EQ(memory.boundaries, 0);
   EXPECT_EQ(memory.head, 341.0 * 49152 * 8);  // 64 MiB of logits
@@ -121,7 +121,7 @@ TEST(CostModel, MemoryOfOneRank) {
 
   part.in_flight = 4;
   shape.recompute = true;
-  shape.boundaries = true;
+  part.boundaries = true;
   const RankMemory recomputed = MemoryOfRank(smol, part, shape);
   EXPECT_EQ(recomputed.activations, 4.0 * 1024 * 30 * 4 * 576 + 1024.0 * (2 * 11520 + 44));
   EXPECT_EQ(recomputed.boundaries, 4.0 * 1024 * 576 * 4);
@@ -134,6 +134,31 @@ TEST(CostModel, MemoryOfOneRank) {
   // The table is also looked up as it is stored.
   part.embed = true;
   EXPECT_EQ(MemoryOfRank(smol, part, shape).frozen, 2.0 * (2 * matmul + 61 * 576 + 49152 * 576));
+}
+
+TEST(CostModel, WhatAdaptersAdd) {
+  const models::ModelConfig smol = SmolLM135M();
+  RankPart part;
+  part.layers = part.trained_layers = 30;
+  part.in_flight = 2;
+  part.adapter_parameters = 1000;
+  MemoryShape shape;
+  shape.element_bytes = 2;
+  shape.micro_batch_tokens = 10;
+  const RankMemory bare = MemoryOfRank(smol, part, shape);
+  part.kept_per_token = 30 * 56;
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).activations - bare.activations, 2 * 10.0 * 30 * 56 * 2);
+  // Recomputed, they are there of one layer at a time.
+  shape.recompute = true;
+  const double recomputed = MemoryOfRank(smol, part, shape).activations;
+  part.kept_per_token = 0;
+  EXPECT_EQ(recomputed - MemoryOfRank(smol, part, shape).activations, 10.0 * 56 * 2);
+  // The copy for checkpoints is dealt to the replicas, and is in host memory.
+  EXPECT_EQ(bare.adapters, 28000);
+  shape.replicas = 4;
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).adapters, 19000);
+  shape.on_gpu = true;
+  EXPECT_EQ(MemoryOfRank(smol, part, shape).adapters, 16000);
 }
 
 TEST(CostModel, QuantisedAndSharedMatrices) {
@@ -172,7 +197,7 @@ TEST(CostModel, OnAGpu) {
   shape.element_bytes = 2;
   shape.micro_batch_tokens = 4096;
   const RankMemory host = MemoryOfRank(llama, part, shape);
-  EXPECT_EQ(host.head, 6.0 * 524 * 32000);  // as many logits as 64 MiB hold
+  EXPECT_EQ(host.head, 10.0 * 524 * 32000);  // as many logits as 64 MiB hold, and a hole
   shape.on_gpu = true;
   const RankMemory gpu = MemoryOfRank(llama, part, shape);
   EXPECT_EQ(gpu.head, 6.0 * 1024 * 32000);
@@ -221,7 +246,7 @@ TEST(CostModel, FullFineTuning) {
   shape.trains_backbone = true;
   const RankMemory memory = MemoryOfRank(smol, part, shape);
   EXPECT_EQ(memory.frozen, 0);
-  EXPECT_EQ(memory.adapters, 16000);
+  EXPECT_EQ(memory.adapters, 28000);
   EXPECT_EQ(memory.activations - lean, 10.0 * 4 * (1536 + 4 * 576));
 }
 

@@ -25,7 +25,7 @@ Case SmolOnTwoStages() {
   options.sequence_length = 256;
   c.plan = *MakePlan(c.config, counts, options);
   c.work.micro_batches = 8;
-  c.work.micro_batch_tokens = 256;
+  c.work.shape.micro_batch_tokens = 256;
   c.work.sequence_length = 256;
   c.work.flop_per_second = 100e9;
   return c;
@@ -52,7 +52,7 @@ TEST(PlanReport, NearlyBalancedStagesHaveNearlyTheBubbleOfTheFormula) {
 
 TEST(PlanReport, AFrozenPromptEncoderLiesOnTheFirstStage) {
   Case c = SmolOnTwoStages();
-  c.work.packed_twice = true;
+  c.work.shape.packed_twice = true;
   const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
   c.work.encoder_parameters = 1000000;
   const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
@@ -75,10 +75,23 @@ TEST(PlanReport, APromptEncoderAddsItsWork) {
   EXPECT_EQ(with.stages[1].flop, without.stages[1].flop);
 }
 
+TEST(PlanReport, WhatEditsKeepLiesWhereTheirLayersAre) {
+  Case c = SmolOnTwoStages();
+  const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
+  c.work.kept_per_row.assign(31, 0);  // the last one: sites of no layer
+  c.work.kept_per_row[0] = 8;
+  c.work.kept_per_row[30] = 1000;
+  const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
+  // Two micro-batches are in flight there.
+  EXPECT_EQ(with.stages[0].memory.activations - without.stages[0].memory.activations,
+            2 * 256.0 * 8 * 4);
+  EXPECT_EQ(with.stages[1].memory.activations, without.stages[1].memory.activations);
+}
+
 TEST(PlanReport, TheProgramCountsOnEveryRank) {
   Case c = SmolOnTwoStages();
   const PlanEstimate without = *EstimatePlan(c.config, c.plan, c.work);
-  c.work.base_bytes = 1e8;
+  c.work.shape.base_bytes = 1e8;
   const PlanEstimate with = *EstimatePlan(c.config, c.plan, c.work);
   for (size_t i = 0; i < 2; ++i)
     EXPECT_EQ(with.stages[i].memory.total() - without.stages[i].memory.total(), 1e8);

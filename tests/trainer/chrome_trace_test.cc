@@ -48,7 +48,10 @@ TEST(ChromeTraceTest, ATransferIsAPairOfEventsWithOneId) {
     if (event["ph"] == "b" || event["ph"] == "e") ends.push_back(event);
   }
   ASSERT_EQ(ends.size(), 2u);
-  EXPECT_EQ(ends[0]["id"], ends[1]["id"]);
+  // An id of the process: with a global one viewers take the row out of the rank's.
+  EXPECT_EQ(ends[0]["id2"]["local"], "0");
+  EXPECT_EQ(ends[1]["id2"], ends[0]["id2"]);
+  EXPECT_FALSE(ends[0].contains("id"));
   EXPECT_EQ(ends[0]["cat"], "send");
   EXPECT_EQ(ends[0]["args"]["bytes"], 64);
   EXPECT_DOUBLE_EQ(ends[1]["ts"].get<double>() - ends[0]["ts"].get<double>(), 1.5);

@@ -45,11 +45,12 @@ TEST_F(MetricsTest, RecordsCarryTheDocumentedFieldsKindFirst) {
     auto log = MetricsLog::Open(path_, 0).value();
     RunRecord run;
     run.versions = {{"graft", "0.1.0"}};
-    run.stages = {{0, 0, 2, 100}, {1, 2, 4, 120}};
+    run.stages = {{0, 0, 2, 100, 0, 130}, {1, 2, 4, 120, 0, 150}};
     ASSERT_TRUE(log->Write(run).ok());
     TrainRecord train;
     train.step = 1;
     train.loss = 0.1;
+    train.stage_peak_memory_bytes = {30, 40};
     ASSERT_TRUE(log->Write(train).ok());
     ASSERT_TRUE(log->Write(EvalRecord{1, 2.5, {{"perplexity", 12.0}}}).ok());
     ASSERT_TRUE(log->Write(CheckpointRecord{1, 0.5, 77}).ok());
@@ -62,11 +63,13 @@ TEST_F(MetricsTest, RecordsCarryTheDocumentedFieldsKindFirst) {
                                    "adapter_parameters", "head_parameters", "encoder_parameters",
                                    "total_parameters", "predicted_memory_bytes", "stages"));
   EXPECT_EQ(lines[0]["stages"][1]["end_layer"], 4);
+  EXPECT_EQ(lines[0]["stages"][1]["predicted_memory_bytes"], 150);
   EXPECT_THAT(Keys(lines[1]),
               testing::ElementsAre("kind", "step", "loss", "grad_norm", "lr", "samples", "tokens",
                                    "trained_tokens", "step_seconds", "tokens_per_second",
                                    "peak_memory_bytes", "bubble_fraction", "communication_seconds",
-                                   "model_flops_per_second", "hardware_flops_per_second"));
+                                   "model_flops_per_second", "hardware_flops_per_second",
+                                   "stage_peak_memory_bytes"));
   EXPECT_EQ(lines[1]["loss"].get<double>(), 0.1);
   EXPECT_THAT(Keys(lines[2]), testing::ElementsAre("kind", "step", "loss", "perplexity"));
   EXPECT_THAT(Keys(lines[3]),

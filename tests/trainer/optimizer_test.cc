@@ -95,6 +95,12 @@ TEST(ClipTest, CoefficientFollowsClipGradNorm) {
   EXPECT_DOUBLE_EQ(ClipCoefficient(4.0, 1.0), 1.0 / (4.0 + 1e-6));
 }
 
+// More numbers than are squared at a time.
+TEST(ClipTest, SquaresOfAWholeModelAreSummed) {
+  const at::Tensor gradients = at::full({(int64_t{9} << 20) + 5}, 0.5f);
+  EXPECT_EQ(SumOfSquares(gradients), 0.25 * static_cast<double>(gradients.numel()));
+}
+
 TEST(ClipTest, NonFiniteGradientShowsInTheNormAndLargeOnesDoNotOverflow) {
   EXPECT_TRUE(
       std::isnan(SumOfSquares(at::tensor({1.0f, std::numeric_limits<float>::quiet_NaN()}))));
