@@ -37,12 +37,24 @@ part() {
 # measure SHAPE BATCH METHODS
 measure() {
   local name=$1-b$2
+  mkdir -p "$folder/$name"
+  cat > "$folder/$name/recipe.yaml" <<RECIPE
+run: {output: $folder/$name}
+model: {shape: $1, dtype: ${DTYPE:-bfloat16}}
+parallel: {device: $device}
+tenants:
+  methods: [$3]
+  kernels: [grouped, loop]
+  cuda_graphs: [true, false]
+  batches: [$2]
+  mixes: [distinct]
+  prompts: [${PROMPT:-64}]
+  new_tokens: [${NEW_TOKENS:-48}]
+  repeats: ${REPEATS:-3}
+RECIPE
   # shellcheck disable=SC2086  # GRAFT is a command with arguments
-  part "$name" "$folder/$name.txt" $graft bench tenants "run.output=$folder/$name" "model.shape=$1" \
-    "model.dtype=${DTYPE:-bfloat16}" "parallel.device=$device" "tenants.batches=[$2]" "tenants.mixes=[distinct]" \
-    "tenants.methods=[$3]" "tenants.kernels=[grouped, loop]" "tenants.cuda_graphs=[true, false]" \
-    "tenants.prompts=[${PROMPT:-64}]" "tenants.new_tokens=[${NEW_TOKENS:-48}]" "tenants.repeats=${REPEATS:-3}" &&
-    { echo "$1, ${DTYPE:-bfloat16}"; cat "$folder/$name.txt"; echo; } | tee -a "$folder/tables.txt"
+  part "$name" "$folder/$name/table.txt" $graft bench tenants --config "$folder/$name/recipe.yaml" &&
+    { echo "$1, ${DTYPE:-bfloat16}"; cat "$folder/$name/table.txt"; echo; } | tee -a "$folder/tables.txt"
 }
 
 # shellcheck disable=SC2086

@@ -132,7 +132,11 @@ TEST_P(GpuEngineTest, AnswersAsTheHost) {
       }
     }
   }
-  graphs ? EXPECT_GT(replays, 20) : EXPECT_EQ(replays, 0);
+  if (graphs) {
+    EXPECT_GT(replays, 20);
+  } else {
+    EXPECT_EQ(replays, 0);
+  }
 }
 
 TEST_P(GpuEngineTest, NoScheduleChangesAToken) {
