@@ -19,6 +19,10 @@ def title(cell):
     return f"batch {cell['batch']}, {cell['mix']}, prompt {cell['prompt']}, {cell['new_tokens']} new tokens"
 
 
+def name(row):
+    return f"{row['variant']}, graphs" if row.get("cuda_graphs") else row["variant"]
+
+
 def draw(results, path):
     cells = results["cells"]
     rows = len(cells[0]["results"])
@@ -26,10 +30,11 @@ def draw(results, path):
         len(cells), len(COSTS), figsize=(11, (1 + 0.28 * rows) * len(cells)), squeeze=False, layout="constrained"
     )
     for cell, axes in zip(cells, grid, strict=True):
-        names = [row["variant"] for row in cell["results"]]
+        names = [name(row) for row in cell["results"]]
+        baselines = [row["variant"] in ("bare", "merged") for row in cell["results"]]
         for axis, (key, label) in zip(axes, COSTS, strict=True):
             values = [row[key] for row in cell["results"]]
-            bars = axis.barh(names, values, color=["0.6" if n in ("bare", "merged") else "tab:blue" for n in names])
+            bars = axis.barh(names, values, color=["0.6" if b else "tab:blue" for b in baselines])
             axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
             axis.axvline(1, color="black", linewidth=0.8)
             axis.set_xlim(0, 1.15 * max(values))

@@ -19,12 +19,7 @@ absl::Status BenchCommand(CommandContext& context) {
     return RecipeError(absl::StrCat("task.type: found \"", recipe.task.type,
                                     "\", `graft bench tenants` serves texts; allowed: causal_lm"));
   }
-  if (recipe.parallel.device == "cuda") {
-    return RecipeError(
-        "parallel.device: found cuda, `graft bench tenants` runs on the CPU; allowed: auto, cpu");
-  }
   trainer::Recipe bare = recipe;  // adapters come and go beside it
-  bare.parallel.device = "cpu";   // the engine's kernels read host memory
   bare.adapter = {};
   bare.method_fields.clear();
   GRAFT_RETURN_IF_ERROR(MakeDirs(recipe.run.output));

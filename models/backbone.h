@@ -31,6 +31,12 @@ struct LayerRange {
 
 // Keys and values of the layers of one chunk for a set of running sequences (generation only).
 class KvCache;
+// Room of a cache with fixed places, which decoding steps on a device need (SiteContext::decoding): a number of sequences, and the rows that
+// each may have. None: the cache grows, and steps name their sequences by the batch's segments.
+struct KvCacheRoom {
+  int64_t sequences = 0, rows = 0;
+  bool fixed() const { return sequences > 0; }
+};
 
 struct BackboneOptions {
   torch::Dtype dtype = torch::kFloat32;   // of frozen weights and activations
@@ -50,6 +56,8 @@ class Backbone {
   virtual ~Backbone() = default;
   const ModelConfig& config() const { return config_; }
   const LayerRange& range() const { return range_; }
+  // Where weights and hidden states lie.
+  torch::Device device() const { return device_; }
   // Hooks are added before the first forward pass.
   SiteTable& sites() { return *sites_; }
   virtual int64_t frozen_parameters() const = 0;  // of this part; a tied head on another stage than the embedding counts there too
@@ -78,15 +86,18 @@ class Backbone {
   // Final norm + LM head of the chosen rows: (rows, V) float32. Generation and tests.
   virtual torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) = 0;
 
-  virtual std::unique_ptr<KvCache> NewKvCache() const = 0;
+  // With fixed room: decoders only; a sequence's first pass brings its whole prompt, each later one its next row.
+  virtual std::unique_ptr<KvCache> NewKvCache(KvCacheRoom room = {}) const = 0;
 
   // Rows of the word embedding, as the `embed` site sees them: (ids, D). Only when range().embed.
   torch::Tensor WordEmbeddings(const std::vector<int64_t>& ids);
 
  protected:
-  Backbone(ModelConfig config, LayerRange range) : config_(std::move(config)), range_(range) {}
+  Backbone(ModelConfig config, LayerRange range, torch::Device device = torch::kCPU)
+      : config_(std::move(config)), range_(range), device_(device) {}
   ModelConfig config_;
   LayerRange range_;
+  torch::Device device_;
   std::shared_ptr<SiteTable> sites_ = std::make_shared<SiteTable>();
   std::vector<std::pair<std::string, torch::Tensor>> trained_weights_;
   QuantizationReport quantization_;
@@ -100,7 +111,11 @@ class KvCache {
   virtual void Drop(int64_t sequence) = 0;
   // Beam search: see ForkSequences. A child that shares its parent with others gets its own copy.
   virtual void Fork(const std::vector<SequenceFork>& forks) = 0;
+  // Rows so far; not of a cache with fixed room, which leaves that to its caller.
   virtual int64_t Length(int64_t sequence) const = 0;
+  virtual KvCacheRoom room() const { return {}; }
+  // With fixed room: where a sequence that has begun lies.
+  virtual int64_t Place(int64_t sequence) const = 0;
 };
 
 // Builds the part `range` of the model, touching only its tensors. Shapes must follow from the config: error kind input.

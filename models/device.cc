@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace graft::models {
 namespace {
@@ -21,6 +22,11 @@ torch::Tensor ToDevice(const torch::Tensor& host, torch::Device device) {
 
 torch::Tensor IndexTensor(const std::vector<int64_t>& numbers, torch::Device device) {
   return ToDevice(torch::tensor(numbers, torch::kInt64), device);
+}
+
+void WaitForDevice(torch::Device device) {
+  if (!device.is_cpu())
+    c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
 }
 
 DeviceKernelsOnHost::DeviceKernelsOnHost() { ++device_kernels_on_host; }

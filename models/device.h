@@ -19,6 +19,9 @@ torch::Tensor ToDevice(const torch::Tensor& host, torch::Device device);
 // (n) int64 on `device`.
 torch::Tensor IndexTensor(const std::vector<int64_t>& numbers, torch::Device device);
 
+// Waits for all that the device was given; nothing on the host.
+void WaitForDevice(torch::Device device);
+
 // Tests: while one lives, host tensors take the way of all other devices, so that its arithmetic is
 // compared where there is no GPU.
 class DeviceKernelsOnHost {

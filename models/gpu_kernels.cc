@@ -7,11 +7,11 @@
 #include <optional>
 
 #include <ATen/ATen.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "models/gpu_driver.h"
 
 namespace graft::models {
 namespace {
@@ -20,19 +20,12 @@ static_assert(std::endian::native == std::endian::little);
 
 constexpr int kMaxAccessBytes = 16;
 
-// A function of a shared library's C interface; the types are those of nvrtc.h and cuda.h, where
-// every handle is a pointer and every result an int.
+// A function of a shared library's C interface; the types are those of nvrtc.h, where every
+// handle is a pointer and every result an int.
 template <typename Function>
 bool Find(void* library, const char* name, Function** function) {
   *function = reinterpret_cast<Function*>(::dlsym(library, name));
   return *function != nullptr;
-}
-
-void* OpenFirst(const std::vector<const char*>& names) {
-  for (const char* name : names) {
-    if (void* const library = ::dlopen(name, RTLD_LAZY | RTLD_LOCAL)) return library;
-  }
-  return nullptr;
 }
 
 struct Nvrtc {
@@ -53,7 +46,7 @@ struct Nvrtc {
 
  private:
   static std::optional<Nvrtc> Load() {
-    void* const library = OpenFirst({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
+    void* const library = OpenLibrary({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
     Nvrtc nvrtc{};
     const bool found = library != nullptr && Find(library, "nvrtcCreateProgram", &nvrtc.create) &&
                        Find(library, "nvrtcCompileProgram", &nvrtc.compile) &&
@@ -66,62 +59,12 @@ struct Nvrtc {
   }
 };
 
-struct Driver {
-  int (*attribute)(int* value, int attribute, int device);
-  int (*current_context)(void** context);
-  int (*retain_context)(void** context, int device);
-  int (*set_context)(void* context);
-  int (*load)(void** module, const void* image);
-  int (*function)(void** function, void* module, const char* name);
-  int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream,
-                void** arguments, void** extra);
-
-  static const Driver* Get() {
-    static const std::optional<Driver> driver = Load();
-    return driver.has_value() ? &*driver : nullptr;
-  }
-
-  // A thread of autograd may come here before it has touched the GPU.
-  void UseDevice(int device) const {
-    void* context = nullptr;
-    current_context(&context);
-    if (context != nullptr) return;
-    Check(retain_context(&context, device), "cuDevicePrimaryCtxRetain");
-    Check(set_context(context), "cuCtxSetCurrent");
-  }
-
-  static void Check(int code, const char* call) {
-    GRAFT_CHECK(code == 0, absl::StrCat(call, " failed with CUDA error ", code));
-  }
-
- private:
-  static std::optional<Driver> Load() {
-    void* const library = OpenFirst({"libcuda.so.1"});
-    Driver driver{};
-    const bool found = library != nullptr &&
-                       Find(library, "cuDeviceGetAttribute", &driver.attribute) &&
-                       Find(library, "cuCtxGetCurrent", &driver.current_context) &&
-                       Find(library, "cuDevicePrimaryCtxRetain", &driver.retain_context) &&
-                       Find(library, "cuCtxSetCurrent", &driver.set_context) &&
-                       Find(library, "cuModuleLoadData", &driver.load) &&
-                       Find(library, "cuModuleGetFunction", &driver.function) &&
-                       Find(library, "cuLaunchKernel", &driver.launch);
-    return found ? std::optional(driver) : std::nullopt;
-  }
-};
-
-std::string ArchitectureOf(const Driver& driver, int device) {
+std::string ArchitectureOf(const GpuDriver& driver, int device) {
   constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
   int major = 0, minor = 0;
-  Driver::Check(driver.attribute(&major, kMajor, device), "cuDeviceGetAttribute");
-  Driver::Check(driver.attribute(&minor, kMinor, device), "cuDeviceGetAttribute");
+  GpuDriver::Check(driver.attribute(&major, kMajor, device), "cuDeviceGetAttribute");
+  GpuDriver::Check(driver.attribute(&minor, kMinor, device), "cuDeviceGetAttribute");
   return absl::StrCat("sm_", major, minor);
-}
-
-void* CurrentStream(torch::Device device) {
-  const auto* guard = c10::impl::getDeviceGuardImpl(device.type());
-  return guard->getStream(device).native_handle();
 }
 
 }  // namespace
@@ -169,7 +112,7 @@ void* GpuKernels::ModuleOf(Variant variant, torch::Device device) {
   const auto found = modules_.find(key);
   if (found != modules_.end()) return found->second;
   void*& module = modules_[key];
-  const Driver* const driver = Driver::Get();
+  const GpuDriver* const driver = GpuDriver::Get();
   if (driver == nullptr) return module;
   driver->UseDevice(key.second);
   const absl::StatusOr<std::string> code = Compile(variant, ArchitectureOf(*driver, key.second));
@@ -177,14 +120,14 @@ void* GpuKernels::ModuleOf(Variant variant, torch::Device device) {
     LOG(WARNING) << "slower without GPU kernels of graft's own: " << code.status().message();
     return module;
   }
-  Driver::Check(driver->load(&module, code->data()), "cuModuleLoadData");
+  GpuDriver::Check(driver->load(&module, code->data()), "cuModuleLoadData");
   return module;
 }
 
 void GpuKernels::Launch(const char* kernel, Variant variant, torch::Device device, int64_t blocks,
                         int threads, const std::vector<void*>& arguments) {
   if (blocks == 0) return;
-  const Driver& driver = *Driver::Get();
+  const GpuDriver& driver = *GpuDriver::Get();
   driver.UseDevice(device.index());
   void* function = nullptr;
   {
@@ -192,14 +135,14 @@ void GpuKernels::Launch(const char* kernel, Variant variant, torch::Device devic
     void* const module = ModuleOf(variant, device);
     void*& known = functions_[{module, kernel}];
     if (known == nullptr)
-      Driver::Check(driver.function(&known, module, kernel), "cuModuleGetFunction");
+      GpuDriver::Check(driver.function(&known, module, kernel), "cuModuleGetFunction");
     function = known;
   }
   std::vector<void*> pointers = arguments;
-  Driver::Check(driver.launch(function, static_cast<unsigned>(blocks), 1, 1,
-                              static_cast<unsigned>(threads), 1, 1, /*shared_bytes=*/0,
-                              CurrentStream(device), pointers.data(), /*extra=*/nullptr),
-                kernel);
+  GpuDriver::Check(driver.launch(function, static_cast<unsigned>(blocks), 1, 1,
+                                 static_cast<unsigned>(threads), 1, 1, /*shared_bytes=*/0,
+                                 CurrentGpuStream(device), pointers.data(), /*extra=*/nullptr),
+                   kernel);
 }
 
 GpuArguments& GpuArguments::Add(float number) { return AddBits(std::bit_cast<uint32_t>(number)); }

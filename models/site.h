@@ -57,6 +57,12 @@ struct SiteGates {
   std::map<SiteId, torch::Tensor> rows;
 };
 
+// Serving on a device only: the numbers of a decoding step, which has one row of each running sequence, where the device reads them. Their
+// addresses stay, so that a step can be replayed with other numbers (models/gpu_graph.h).
+struct DecodingInputs {
+  torch::Tensor tokens, positions, places;  // (N) int64 each; places: of the sequences in the cache (KvCache::Place)
+};
+
 class SiteTable;
 
 // Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
@@ -75,6 +81,8 @@ struct SiteContext {
   int end_layer = std::numeric_limits<int>::max();
   // Serving only: hooks of this pass alone, called behind the backbone's own (trainer/tenants). Null: none.
   const SiteTable* guests = nullptr;
+  // A decoding step on a device with a cache of fixed room: instead of the batch's tokens and positions. Null: any other pass.
+  const DecodingInputs* decoding = nullptr;
   // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
   std::map<std::pair<const void*, int>, torch::Tensor> scratch;
 };

@@ -190,6 +190,7 @@ struct TenantsSection {
   int64_t modules = 2;
   int64_t repeats = 3;
   bool merged = true;
+  std::vector<std::string> cuda_graphs = {"true"};
   int64_t memory_budget = 0;
   bool keep_adapters = false;
   void Visit(FieldVisitor& visitor);

@@ -205,6 +205,10 @@ void TenantsSection::Visit(FieldVisitor& v) {
   v.Int({"modules", "linears that FanLoRA keeps of each layer"}, &modules, 1, 16);
   v.Int({"repeats", "runs of each combination, the methods taking turns"}, &repeats, 1, 1000);
   v.Bool({"merged", "also measure a model with LoRA merged into its weights"}, &merged);
+  v.TextList({"cuda_graphs",
+              "on a GPU: whether decoding steps are replayed as CUDA graphs; both = every "
+              "combination with and without"},
+             &cuda_graphs, {"true", "false"});
   v.Int({"memory_budget", "bytes of adapters that are ready to compute; 0 = no limit"},
         &memory_budget, 0, kMaxCount);
   v.Bool({"keep_adapters",

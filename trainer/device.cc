@@ -110,4 +110,14 @@ int64_t PeakDeviceBytes(torch::Device device) {
   return stats.reserved_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
+int64_t PeakTensorBytes(torch::Device device) {
+  const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+      .peak;
+}
+
+void ResetPeakTensorBytes(torch::Device device) {
+  at::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+}
+
 }  // namespace graft::trainer

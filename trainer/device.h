@@ -21,5 +21,8 @@ absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Comm
 
 // Bytes that LibTorch had in use on a GPU at most so far.
 int64_t PeakDeviceBytes(torch::Device device);
+// Bytes of tensors there at most since the last reset.
+int64_t PeakTensorBytes(torch::Device device);
+void ResetPeakTensorBytes(torch::Device device);
 
 }  // namespace graft::trainer

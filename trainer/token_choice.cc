@@ -51,9 +51,22 @@ std::vector<BeamCandidate> BestContinuations(const torch::Tensor& logits,
 }
 
 absl::Status CheckFinite(const torch::Tensor& logits, int64_t sample_id) {
-  if (std::isfinite(logits.max().item<float>())) return absl::OkStatus();
+  return std::isfinite(logits.max().item<float>()) ? absl::OkStatus() : NotFinite(sample_id);
+}
+
+absl::Status NotFinite(int64_t sample_id) {
   return NumericError(
       absl::StrCat("sample ", sample_id, ": the logits of the next token are not finite"));
+}
+
+torch::Tensor GreedyTokens(const torch::Tensor& logits) {
+  const auto [largest, tokens] = at::max(logits, 1);
+  return tokens.masked_fill(largest.isfinite().logical_not_(), -1);
+}
+
+std::vector<int64_t> HostTokens(const torch::Tensor& tokens) {
+  const torch::Tensor host = tokens.cpu().contiguous();
+  return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
 }
 
 }  // namespace graft::trainer

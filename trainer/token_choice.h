@@ -35,4 +35,11 @@ std::vector<BeamCandidate> BestContinuations(const torch::Tensor& logits,
 // sample.
 absl::Status CheckFinite(const torch::Tensor& logits, int64_t sample_id);
 
+// Greedy for rows of logits (N, V) on a device, in one reading: (N), -1 where a row would not pass
+// CheckFinite. GreedyTokens makes them there, HostTokens waits for them.
+torch::Tensor GreedyTokens(const torch::Tensor& logits);
+std::vector<int64_t> HostTokens(const torch::Tensor& tokens);
+// What CheckFinite says of such a row.
+absl::Status NotFinite(int64_t sample_id);
+
 }  // namespace graft::trainer

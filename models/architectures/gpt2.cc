@@ -29,6 +29,7 @@ class Gpt2 : public LayerStack {
 
   torch::Tensor Embed(SiteContext& context) override {
     const torch::Tensor words = EmbedTokens(*embedding_, context);
+    if (context.decoding != nullptr) return words + positions_->Rows(context.decoding->positions);
     return words + positions_->Rows(IndexTensor(context.batch->positions, options_.device));
   }
 

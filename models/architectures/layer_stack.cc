@@ -14,17 +14,33 @@ namespace {
 
 class StackKvCache : public KvCache {
  public:
-  explicit StackKvCache(size_t num_layers) : layers(num_layers) {}
+  StackKvCache(size_t num_layers, KvCacheRoom room) : layers(num_layers), room_(room) {
+    if (!room.fixed()) return;
+    places_ = std::make_shared<KvPlaces>(room.sequences);
+    for (LayerKvCache& layer : layers) layer = LayerKvCache(places_, room.rows);
+  }
   void Drop(int64_t sequence) override {
+    if (places_ != nullptr) return places_->Drop(sequence);
     for (LayerKvCache& layer : layers) layer.Drop(sequence);
   }
   void Fork(const std::vector<SequenceFork>& forks) override {
+    if (places_ != nullptr) {
+      const auto copies = places_->Fork(forks);
+      for (LayerKvCache& layer : layers) layer.CopyPlaces(copies);
+      return;
+    }
     for (LayerKvCache& layer : layers) layer.Fork(forks);
   }
   int64_t Length(int64_t sequence) const override {
     return layers.empty() ? 0 : layers[0].Length(sequence);
   }
+  KvCacheRoom room() const override { return room_; }
+  int64_t Place(int64_t sequence) const override { return places_->Of(sequence); }
   std::vector<LayerKvCache> layers;
+
+ private:
+  KvCacheRoom room_;
+  std::shared_ptr<KvPlaces> places_;  // of all layers; null: the cache grows
 };
 
 }  // namespace
@@ -199,8 +215,8 @@ torch::Tensor LayerStack::Logits(const torch::Tensor& h, const std::vector<int64
   return HeadLogits(h, rows, head_);
 }
 
-std::unique_ptr<KvCache> LayerStack::NewKvCache() const {
-  return std::make_unique<StackKvCache>(static_cast<size_t>(range_.num_layers));
+std::unique_ptr<KvCache> LayerStack::NewKvCache(KvCacheRoom room) const {
+  return std::make_unique<StackKvCache>(static_cast<size_t>(range_.num_layers), room);
 }
 
 torch::Tensor LayerStack::RunLayers(torch::Tensor h, size_t begin, size_t end, SiteContext& context,
@@ -241,12 +257,14 @@ torch::Tensor LayerStack::Attend(const torch::Tensor& q, const torch::Tensor& k,
                                  SiteContext& context, LayerKvCache* cache) const {
   const auto& segments = context.batch->segments;
   return cache == nullptr ? Attention(q, k, v, segments, shape)
-                          : cache->Attend(q, k, v, segments, shape);
+                          : cache->Attend(q, k, v, segments, shape, context.decoding);
 }
 
 torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& context) const {
   context.layer = static_cast<int>(config_.num_layers);
-  const torch::Tensor ids = IndexTensor(context.batch->tokens, options_.device);
+  const torch::Tensor ids = context.decoding != nullptr
+                                ? context.decoding->tokens
+                                : IndexTensor(context.batch->tokens, options_.device);
   return sites_->EditHidden(Role::kEmbed, table.Rows(ids), context);
 }
 

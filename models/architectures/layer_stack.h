@@ -92,11 +92,11 @@ class LayerStack : public Backbone {
   torch::Tensor TaskOutputs(const torch::Tensor& h, SiteContext& context) override;
   TargetResults EvaluateTargets(const torch::Tensor& h, SiteContext& context) override;
   torch::Tensor Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) override;
-  std::unique_ptr<KvCache> NewKvCache() const override;
+  std::unique_ptr<KvCache> NewKvCache(KvCacheRoom room) const override;
 
  protected:
   LayerStack(const ModelConfig& config, LayerRange range, const BackboneOptions& options)
-      : Backbone(config, range), options_(options) {}
+      : Backbone(config, range, options.device), options_(options) {}
 
   // One layer: (its number in the range, x (N, D), context with `layer` set, cache or null) -> (N,
   // D). Copied where layers are recomputed: it holds tensors by value.

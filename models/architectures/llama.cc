@@ -1,5 +1,6 @@
 #include "models/architectures/llama.h"
 
+#include <map>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -59,7 +60,9 @@ class Llama : public LayerStack {
 
   torch::Tensor Layers(torch::Tensor h, SiteContext& context, KvCache* cache) override {
     const RopeAngles angles =
-        MakeRopeAngles(config_, *context.batch, options_.dtype, options_.device);
+        context.decoding != nullptr
+            ? AnglesOfStep(*context.decoding, cache->room().rows)
+            : MakeRopeAngles(config_, *context.batch, options_.dtype, options_.device);
     return RunLayers(std::move(h), context, cache,
                      [this, angles](size_t i, torch::Tensor x, SiteContext& at, LayerKvCache* kv) {
                        return Forward(layers_[i], std::move(x), angles, at, kv);
@@ -72,8 +75,17 @@ class Llama : public LayerStack {
   torch::Tensor Linear(const Layer& layer, Role role, SiteInput x, SiteContext& context) const {
     return LayerStack::Linear(layer.at(role), role, std::move(x), context);
   }
+  // Looked up in a table of all positions below `rows`, made in the first step that needs it.
+  RopeAngles AnglesOfStep(const DecodingInputs& decoding, int64_t rows) {
+    RopeAngles& table = tables_[rows];
+    if (!table.cosine.defined())
+      table = MakeRopeTable(config_, rows, options_.dtype, options_.device);
+    return {table.cosine.index_select(0, decoding.positions),
+            table.sine.index_select(0, decoding.positions)};
+  }
   absl::Status LoadLayer(PartLoader& loader, int index, Layer* layer);
 
+  std::map<int64_t, RopeAngles> tables_;  // by rows; recorded steps go on reading theirs
   std::vector<Layer> layers_;
   std::shared_ptr<const FrozenWeight> embedding_;
 };

@@ -8,13 +8,16 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/status.h"
 #include "models/device.h"
 #include "models/layers/attention_kernel.h"
 #include "models/layers/attention_mask.h"
 #include "models/layers/decode_attention.h"
 #include "models/layers/device_attention.h"
+#include "models/layers/device_decode_attention.h"
 #include "models/layers/frozen_linear.h"
 #include "models/layers/saved_state.h"
+#include "models/site.h"
 
 namespace graft::models {
 namespace {
@@ -144,7 +147,8 @@ void LayerKvCache::Append(Entry& entry, const torch::Tensor& k, const torch::Ten
 
 torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& k,
                                    const torch::Tensor& v, const std::vector<Segment>& segments,
-                                   const AttentionShape& shape) {
+                                   const AttentionShape& shape, const DecodingInputs* decoding) {
+  if (places_ != nullptr) return AttendAtPlaces(q, k, v, segments, shape, decoding);
   const torch::Tensor keys = k.contiguous(), values = v.contiguous();
   const bool host = UsesHostKernels(q);
   std::vector<Segment> prompts;  // of sequences that begin
@@ -171,6 +175,40 @@ torch::Tensor LayerKvCache::Attend(const torch::Tensor& q, const torch::Tensor& 
     AttendSegment(queries, entry->keys, entry->values, entry->length, segment, shape, out);
   if (!rows.empty()) DecodeAttention(queries, rows, shape, out);
   return out;
+}
+
+torch::Tensor LayerKvCache::AttendAtPlaces(const torch::Tensor& q, const torch::Tensor& k,
+                                           const torch::Tensor& v,
+                                           const std::vector<Segment>& segments,
+                                           const AttentionShape& shape,
+                                           const DecodingInputs* decoding) {
+  GRAFT_CHECK(shape.causal && shape.bias == nullptr, "a cache with fixed room serves decoders");
+  if (!keys_.defined()) {
+    keys_ = at::zeros({places_->count(), rows_, k.size(1)}, k.options());
+    values_ = at::zeros_like(keys_);
+  }
+  const torch::Tensor queries = q.contiguous(), keys = k.contiguous(), values = v.contiguous();
+  if (decoding != nullptr) {
+    return device::DecodeAttention(queries, keys, values, *decoding, {keys_, values_}, shape);
+  }
+  for (const Segment& segment : segments) {
+    GRAFT_CHECK(segment.prompt_length > 0 && segment.length <= rows_,
+                "a pass without DecodingInputs begins its sequences");
+    const int64_t place = places_->Take(segment.sample_id);
+    const auto copy = [&](const torch::Tensor& from, const torch::Tensor& to) {
+      to[place].narrow(0, 0, segment.length).copy_(from.narrow(0, segment.begin, segment.length));
+    };
+    copy(keys, keys_);
+    copy(values, values_);
+  }
+  return device::AttentionForward(queries, keys, values, segments, segments, shape).out;
+}
+
+void LayerKvCache::CopyPlaces(const std::vector<KvPlaces::Copy>& copies) {
+  for (const auto& [from, to] : copies) {
+    keys_[to].copy_(keys_[from]);
+    values_[to].copy_(values_[from]);
+  }
 }
 
 torch::Tensor LayerKvCache::AttendSource(const torch::Tensor& q, const torch::Tensor& k,

@@ -10,6 +10,7 @@
 
 #include <torch/types.h>
 
+#include "models/layers/kv_places.h"
 #include "models/micro_batch.h"
 #include "models/sequence_fork.h"
 
@@ -46,12 +47,20 @@ torch::Tensor CrossAttention(const torch::Tensor& q, const torch::Tensor& k, con
                              const std::vector<Segment>& segments,
                              const std::vector<Segment>& key_segments, const AttentionShape& shape);
 
+struct DecodingInputs;  // models/site.h
+
 // Keys and values of one layer for running sequences, by sequence id.
 class LayerKvCache {
  public:
-  // Appends the segments' rows and attends to everything cached. No gradient.
+  LayerKvCache() = default;  // it grows
+  // Fixed room: `rows` rows at each of the places, which all layers of a cache share.
+  LayerKvCache(std::shared_ptr<KvPlaces> places, int64_t rows)
+      : places_(std::move(places)), rows_(rows) {}
+  // Appends the segments' rows and attends to everything cached. No gradient. Fixed room: the
+  // segments begin their sequences, or `decoding` has one row of each.
   torch::Tensor Attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                       const std::vector<Segment>& segments, const AttentionShape& shape);
+                       const std::vector<Segment>& segments, const AttentionShape& shape,
+                       const DecodingInputs* decoding = nullptr);
   // The same for a decoder's look at the encoder's rows: segment i of the queries sees what key
   // segment i brought when it had rows, in its sequence's first step; later it has none. Forks
   // share these keys and values.
@@ -64,6 +73,8 @@ class LayerKvCache {
   }
   void Fork(const std::vector<SequenceFork>& forks);
   int64_t Length(int64_t sequence) const;
+  // Fixed room: what KvPlaces::Fork said.
+  void CopyPlaces(const std::vector<KvPlaces::Copy>& copies);
 
  private:
   struct Entry {
@@ -74,10 +85,16 @@ class LayerKvCache {
   struct Source {
     torch::Tensor keys, values;  // (encoder rows, heads * head_dim), never changed
   };
+  torch::Tensor AttendAtPlaces(const torch::Tensor& q, const torch::Tensor& k,
+                               const torch::Tensor& v, const std::vector<Segment>& segments,
+                               const AttentionShape& shape, const DecodingInputs* decoding);
   static void Append(Entry& entry, const torch::Tensor& k, const torch::Tensor& v,
                      const Segment& segment);
   std::map<int64_t, Entry> sequences_;
   std::map<int64_t, Source> sources_;
+  std::shared_ptr<KvPlaces> places_;  // null: it grows, and the rest is not used
+  int64_t rows_ = 0;
+  torch::Tensor keys_, values_;  // (places, rows, kv_heads * head_dim), from the first pass on
 };
 
 }  // namespace graft::models

@@ -181,7 +181,10 @@ TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& ro
 torch::Tensor HeadLogits(const torch::Tensor& h, const std::vector<int64_t>& rows,
                          const LossHead& head) {
   at::NoGradGuard no_grad;
-  const torch::Tensor picked = h.index_select(0, IndexTensor(rows, h.device()));
+  // All rows as they stand need no gathering: a decoding step's.
+  bool all = static_cast<int64_t>(rows.size()) == h.size(0);
+  for (size_t i = 0; all && i < rows.size(); ++i) all = rows[i] == static_cast<int64_t>(i);
+  const torch::Tensor picked = all ? h : h.index_select(0, IndexTensor(rows, h.device()));
   return head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
 }
 

@@ -204,6 +204,16 @@ RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, to
   return result;
 }
 
+RopeAngles MakeRopeTable(const ModelConfig& config, int64_t rows, torch::Dtype dtype,
+                         torch::Device device) {
+  MicroBatch batch;
+  for (int64_t position = 0; position < rows; ++position) {
+    batch.segments.push_back({.begin = position, .length = 1});
+    batch.positions.push_back(position);
+  }
+  return MakeRopeAngles(config, batch, dtype, device);
+}
+
 torch::Tensor Rope(const torch::Tensor& x, const RopeAngles& angles, int64_t head_dim) {
   return RopeFunction::apply(x, angles.cosine, angles.sine, head_dim);
 }

@@ -25,6 +25,10 @@ struct RopeAngles {
 RopeAngles MakeRopeAngles(const ModelConfig& config, const MicroBatch& batch, torch::Dtype dtype,
                           torch::Device device = torch::kCPU);
 
+// The same of every position below `rows`, each as the last of its sequence: (rows, head_dim / 2).
+RopeAngles MakeRopeTable(const ModelConfig& config, int64_t rows, torch::Dtype dtype,
+                         torch::Device device);
+
 // x (N, heads * head_dim) -> rotated, same shape. Differentiable.
 torch::Tensor Rope(const torch::Tensor& x, const RopeAngles& angles, int64_t head_dim);
 

@@ -1,6 +1,7 @@
 // The way of devices other than the host, without one: its arithmetic on host tensors against the
 // host's own loops. tests/gpu has the same rows on a GPU.
 #include "adapters/dropout.h"
+#include "adapters/row_tables.h"
 #include "models/device.h"
 #include "models/gpu_kernels.h"
 #include "tests/adapters/backbone_contract.h"
@@ -26,12 +27,15 @@ TEST_P(DeviceContract, GivesWhatTheHostsLoopsGive) {
 
 INSTANTIATE_TEST_SUITE_P(All, DeviceContract, AllFamiliesAndMethods(), RowName);
 
-TEST(DropoutKernelTest, CompilesWithoutAGpu) {
+TEST(DeviceKernelsTest, CompileWithoutAGpu) {
   for (const char* architecture : {"sm_80", "sm_90", "sm_100"}) {
-    for (const bool bfloat16 : {false, true}) {
-      const auto code = DropoutKernel().Compile({.bfloat16 = bfloat16}, architecture);
-      ASSERT_TRUE(code.ok()) << code.status();
-      EXPECT_GT(code->size(), 1000u);
+    for (const models::GpuKernels::Variant variant :
+         {models::GpuKernels::Variant{false, 1}, {false, 4}, {true, 1}, {true, 8}}) {
+      for (models::GpuKernels* const kernels : {&DropoutKernel(), &RowTableKernels()}) {
+        const auto code = kernels->Compile(variant, architecture);
+        ASSERT_TRUE(code.ok()) << code.status();
+        EXPECT_GT(code->size(), 1000u);
+      }
     }
   }
 }

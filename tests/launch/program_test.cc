@@ -56,9 +56,9 @@ TEST(Program, BenchTenantsMeasuresEveryMethod) {
   const TempFolder folder;
   const std::string recipe = folder.Write("recipe.yaml", R"(
 model: {shape: llama-tiny}
-parallel: {threads: 1}
+parallel: {threads: 1, device: cpu}
 tenants: {sizes: [rank, parameters], kernels: [grouped, loop], batches: [3], mixes: [distinct, half_bare],
-          prompts: [5], new_tokens: [4], rank: 2, repeats: 1, keep_adapters: true}
+          prompts: [5], new_tokens: [4], rank: 2, repeats: 1, keep_adapters: true, cuda_graphs: [true, false]}
 )");
   const ProgramResult result = RunGraft(
       {"bench", "tenants", "--config", recipe, absl::StrCat("run.output=", folder.Path("out"))});
@@ -81,6 +81,7 @@ tenants: {sizes: [rank, parameters], kernels: [grouped, loop], batches: [3], mix
       EXPECT_GT(measured.at("ttft_seconds").at("median").get<double>(), 0);
       EXPECT_GT(measured.at("tpot_over_merged").get<double>(), 0);
       EXPECT_THAT(result.out, HasSubstr(measured.at("variant").get<std::string>()));
+      EXPECT_EQ(measured.at("cuda_graphs"), false);  // there is no GPU
     }
     EXPECT_EQ(cell.at("requests").size(), 3u);
     EXPECT_EQ(cell.at("requests")[0].at("adapter"), "tenant-0");
@@ -104,8 +105,7 @@ TEST(Program, BenchTenantsRefusesWhatItCannotMeasure) {
   refused("tenants.mixes=all", "tenants.mixes");
   refused("tenants.memory_budget=1000", "the memory budget for all is 1000");
   refused("model.shape=t5-tiny", "task.type");
-  refused("parallel.device=cuda",
-          "parallel.device: found cuda, `graft bench tenants` runs on the CPU");
+  refused("tenants.cuda_graphs=[maybe]", "tenants.cuda_graphs");
 }
 
 std::string AliasBomb() {

@@ -79,7 +79,9 @@ class FakeBackbone : public models::Backbone {
             logits.argmax(1) == ids};
   }
   torch::Tensor Logits(const torch::Tensor&, const std::vector<int64_t>&) override { return {}; }
-  std::unique_ptr<models::KvCache> NewKvCache() const override { return nullptr; }
+  std::unique_ptr<models::KvCache> NewKvCache(models::KvCacheRoom /*room*/) const override {
+    return nullptr;
+  }
 
   int passes_with_grad = 0;
   int trained_dropout = 0;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -14,6 +16,7 @@
 #include "base/status.h"
 #include "base/version.h"
 #include "sharding/adapter_folder.h"
+#include "trainer/device.h"
 #include "trainer/memory.h"
 #include "trainer/tenants/engine.h"
 #include "trainer/tenants/merged_weights.h"
@@ -39,6 +42,7 @@ struct RunResult {
   std::vector<double> steps;         // seconds of each decoding step of the whole batch
   double prompt_seconds = 0, seconds = 0;
   int64_t peak_bytes = 0;
+  int64_t replays = 0;  // steps that were CUDA graphs; then `steps` are those
   std::vector<std::vector<int64_t>> answers;
   double tpot() const { return Median(steps); }
   double ttft() const { return Median(first_tokens); }
@@ -48,8 +52,8 @@ struct RunResult {
 struct Contestant {
   Variant variant;
   models::Backbone* backbone = nullptr;
-  std::unique_ptr<TenantTable> tenants;
-  std::vector<RunResult> runs;  // of the cell in work
+  std::shared_ptr<TenantTable> tenants;  // of a variant that differs in the kernel alone the same
+  std::map<bool, std::vector<RunResult>> runs;  // of the cell in work, with CUDA graphs or without
   int64_t bytes_per_tenant = 0, stored_per_tenant = 0, bytes_per_request = 0, virtual_rows = 0;
   bool has_tenants() const { return variant.method != "none"; }
 };
@@ -73,7 +77,10 @@ std::vector<int64_t> PromptOf(const TenantCell& cell, int64_t row, int64_t vocab
 class TenantBench {
  public:
   TenantBench(const Recipe& recipe, LoadedModel& model, std::string folder)
-      : recipe_(recipe), model_(model), folder_(std::move(folder)) {}
+      : recipe_(recipe), model_(model), folder_(std::move(folder)) {
+    for (const std::string& graphs : recipe.tenants.cuda_graphs)
+      graphs_.insert(graphs == "true" && on_gpu());
+  }
 
   absl::Status SetUp(const std::vector<TenantCell>& cells) {
     for (const TenantCell& cell : cells) num_tenants_ = std::max(num_tenants_, cell.num_tenants());
@@ -94,15 +101,17 @@ class TenantBench {
       contestant.runs.clear();
       TenantCell warm_up = cell;
       warm_up.new_tokens = 2;
-      GRAFT_RETURN_IF_ERROR(RunOnce(warm_up, contestant).status());
+      GRAFT_RETURN_IF_ERROR(RunOnce(warm_up, contestant, /*graphs=*/false).status());
     }
     const size_t count = contestants_.size();
     for (int64_t repeat = 0; repeat < recipe_.tenants.repeats; ++repeat) {
       for (size_t i = 0; i < count; ++i) {
         // Each repeat begins with another one.
         Contestant& contestant = contestants_[(i + static_cast<size_t>(repeat)) % count];
-        GRAFT_ASSIGN_OR_RETURN(RunResult run, RunOnce(cell, contestant));
-        contestant.runs.push_back(std::move(run));
+        for (const bool graphs : graphs_) {
+          GRAFT_ASSIGN_OR_RETURN(RunResult run, RunOnce(cell, contestant, graphs));
+          contestant.runs[graphs].push_back(std::move(run));
+        }
       }
     }
     return Describe(cell);
@@ -128,9 +137,24 @@ class TenantBench {
   }
 
  private:
+  static bool SameTenants(const Contestant& a, const Contestant& b) {
+    return a.has_tenants() && a.backbone == b.backbone && a.variant.method == b.variant.method &&
+           a.variant.recipe.method_fields == b.variant.recipe.method_fields &&
+           a.variant.recipe.adapter.init_from == b.variant.recipe.adapter.init_from;
+  }
+
   absl::Status AddTenants(Contestant* contestant) {
     models::Backbone& backbone = *contestant->backbone;
-    contestant->tenants = std::make_unique<TenantTable>(
+    for (const Contestant& other : contestants_) {
+      if (&other == contestant || !SameTenants(other, *contestant)) continue;
+      contestant->tenants = other.tenants;
+      contestant->stored_per_tenant = other.stored_per_tenant;
+      contestant->bytes_per_tenant = other.bytes_per_tenant;
+      contestant->bytes_per_request = other.bytes_per_request;
+      contestant->virtual_rows = other.virtual_rows;
+      return absl::OkStatus();
+    }
+    contestant->tenants = std::make_shared<TenantTable>(
         backbone, TenantTable::Options{.dtype = model_.dtype(),
                                        .memory_budget = recipe_.tenants.memory_budget});
     if (!contestant->has_tenants()) return absl::OkStatus();
@@ -169,10 +193,12 @@ class TenantBench {
       if (lora.variant.method != "lora") continue;
       GRAFT_ASSIGN_OR_RETURN(const StoredAdapter adapter,
                              RandomTenant(lora.variant.recipe, *lora.backbone, 0));
-      GRAFT_ASSIGN_OR_RETURN(const auto weights, OpenRecipeWeights(recipe_, model_.config()));
+      GRAFT_ASSIGN_OR_RETURN(const auto weights,
+                             OpenRecipeWeights(recipe_, model_.config(), model_.device()));
       MergedWeights merged(*weights, adapter);
       models::BackboneOptions options;
       options.dtype = model_.dtype();
+      options.device = model_.device();
       GRAFT_ASSIGN_OR_RETURN(
           merged_,
           models::BuildBackbone(
@@ -188,11 +214,16 @@ class TenantBench {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<RunResult> RunOnce(const TenantCell& cell, Contestant& contestant) {
-    ResetPeakResidentBytes();
+  bool on_gpu() const { return model_.device().is_cuda(); }
+
+  absl::StatusOr<RunResult> RunOnce(const TenantCell& cell, Contestant& contestant, bool graphs) {
+    on_gpu() ? ResetPeakTensorBytes(model_.device()) : ResetPeakResidentBytes();
     const Stopwatch clock;
     Engine engine(*contestant.backbone, *contestant.tenants,
-                  {.width = cell.batch, .kernel = contestant.variant.kernel});
+                  {.width = cell.batch,
+                   .max_rows = contestant.virtual_rows + cell.prompt + cell.new_tokens,
+                   .kernel = contestant.variant.kernel,
+                   .graphs = graphs});
     for (int64_t row = 0; row < cell.batch; ++row) {
       const int64_t tenant = contestant.has_tenants() ? cell.TenantOf(row) : -1;
       GRAFT_RETURN_IF_ERROR(
@@ -203,13 +234,19 @@ class TenantBench {
                          .max_new_tokens = cell.new_tokens}));
     }
     RunResult result;
+    std::vector<double> replays;
     while (!engine.idle()) {
       const Engine::StepCost cost = engine.Step();
       result.prompt_seconds += cost.prompt_seconds;
-      if (cost.rows == cell.batch) result.steps.push_back(cost.decode_seconds);
+      if (cost.rows != cell.batch) continue;
+      result.steps.push_back(cost.decode_seconds);
+      if (cost.graph == GraphUse::kReplayed) replays.push_back(cost.decode_seconds);
     }
     result.seconds = clock.Seconds();
-    result.peak_bytes = PeakResidentBytes();
+    result.peak_bytes = on_gpu() ? PeakTensorBytes(model_.device()) : PeakResidentBytes();
+    // The first steps of their kind, which a server has once, are not what is asked for.
+    result.replays = static_cast<int64_t>(replays.size());
+    if (!replays.empty()) result.steps = std::move(replays);
     result.answers.resize(static_cast<size_t>(cell.batch));
     for (TenantAnswer& answer : engine.TakeAnswers()) {
       GRAFT_RETURN_IF_ERROR(answer.status);
@@ -226,19 +263,22 @@ class TenantBench {
   }
 
   // Of both variants' runs, turn by turn.
-  static double Ratio(const Contestant& a, const Contestant& b,
+  static double Ratio(const std::vector<RunResult>& a, const std::vector<RunResult>& b,
                       const std::function<double(const RunResult&)>& value) {
     std::vector<double> ratios;
-    for (size_t i = 0; i < a.runs.size(); ++i)
-      ratios.push_back(value(a.runs[i]) / value(b.runs[i]));
+    for (size_t i = 0; i < a.size(); ++i) ratios.push_back(value(a[i]) / value(b[i]));
     return Median(ratios);
   }
 
   const Contestant* Merged() const { return merged_ == nullptr ? nullptr : &contestants_.back(); }
 
-  Json DescribeRuns(const TenantCell& cell, const Contestant& contestant) const {
+  Json DescribeRuns(const TenantCell& cell, const Contestant& contestant, bool graphs) const {
+    const std::vector<RunResult>& runs = contestant.runs.at(graphs);
+    const std::vector<RunResult>& bare = contestants_.front().runs.at(graphs);
     std::vector<double> first_tokens, steps, prompts, seconds, peaks;
-    for (const RunResult& run : contestant.runs) {
+    int64_t replays = 0;
+    for (const RunResult& run : runs) {
+      replays += run.replays;
       first_tokens.insert(first_tokens.end(), run.first_tokens.begin(), run.first_tokens.end());
       steps.insert(steps.end(), run.steps.begin(), run.steps.end());
       prompts.push_back(run.prompt_seconds / static_cast<double>(cell.batch));
@@ -250,6 +290,8 @@ class TenantBench {
     const auto prompt = [](const RunResult& run) { return run.prompt_seconds; };
     Json json = {
         {"variant", contestant.variant.name},
+        {"cuda_graphs", graphs},
+        {"replayed_steps", replays},
         {"ttft_seconds", {{"median", Median(first_tokens)}, {"p90", Quantile(first_tokens, 0.9)}}},
         {"prompt_seconds", Median(prompts)},
         {"tpot_seconds",
@@ -258,9 +300,10 @@ class TenantBench {
           {"p99", Quantile(steps, 0.99)}}},
         {"decode_tokens_per_second", batch / Median(steps)},
         {"tokens_per_second", batch * static_cast<double>(cell.new_tokens) / Median(seconds)},
-        {"tpot_over_bare", Ratio(contestant, contestants_.front(), tpot)},
-        {"prompt_over_bare", Ratio(contestant, contestants_.front(), prompt)}};
-    if (Merged() != nullptr) json["tpot_over_merged"] = Ratio(contestant, *Merged(), tpot);
+        {"tpot_over_bare", Ratio(runs, bare, tpot)},
+        {"prompt_over_bare", Ratio(runs, bare, prompt)}};
+    if (Merged() != nullptr)
+      json["tpot_over_merged"] = Ratio(runs, Merged()->runs.at(graphs), tpot);
     json["peak_memory_bytes"] = static_cast<int64_t>(Quantile(peaks, 1.0));
     json["bytes_per_request"] = contestant.bytes_per_request + CacheBytes(cell, contestant);
     return json;
@@ -278,8 +321,10 @@ class TenantBench {
     Json json = {{"batch", cell.batch},           {"mix", cell.mix},
                  {"tenants", cell.num_tenants()}, {"prompt", cell.prompt},
                  {"new_tokens", cell.new_tokens}, {"results", Json::array()}};
-    for (const Contestant& contestant : contestants_)
-      json["results"].push_back(DescribeRuns(cell, contestant));
+    for (const bool graphs : graphs_) {
+      for (const Contestant& contestant : contestants_)
+        json["results"].push_back(DescribeRuns(cell, contestant, graphs));
+    }
     if (recipe_.tenants.keep_adapters) AddRequests(cell, &json);
     return json;
   }
@@ -294,13 +339,14 @@ class TenantBench {
           {{"adapter", tenant < 0 ? Json() : Json(TenantName(tenant))},
            {"prompt", PromptOf(cell, row, model_.config().vocab_size,
                                static_cast<uint64_t>(recipe_.run.seed))},
-           {"answer", lora->runs.front().answers[static_cast<size_t>(row)]}});
+           {"answer", lora->runs.begin()->second.front().answers[static_cast<size_t>(row)]}});
     }
   }
 
   const Recipe& recipe_;
   LoadedModel& model_;
   std::string folder_;
+  std::set<bool> graphs_;  // without, with
   int64_t num_tenants_ = 0;
   std::unique_ptr<models::Backbone> merged_;
   std::vector<Contestant> contestants_;  // the bare one first, the merged one last
@@ -318,6 +364,7 @@ absl::StatusOr<Json> RunTenantBench(const Recipe& recipe, LoadedModel& model,
                   {"graft", Version()},
                   {"model", recipe.model.path.empty() ? recipe.model.shape : recipe.model.path},
                   {"dtype", recipe.model.dtype},
+                  {"device", model.device().is_cuda() ? "cuda" : "cpu"},
                   {"threads", model.threads()},
                   {"rank", recipe.tenants.rank},
                   {"repeats", recipe.tenants.repeats},

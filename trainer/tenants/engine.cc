@@ -5,10 +5,13 @@
 #include <utility>
 
 #include <ATen/ATen.h>
+#include <c10/core/StreamGuard.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "models/device.h"
+#include "models/gpu_graph.h"
 
 namespace graft::trainer {
 namespace {
@@ -48,10 +51,18 @@ Engine::Engine(models::Backbone& backbone, TenantTable& tenants, Options options
     : backbone_(backbone),
       tenants_(tenants),
       options_(std::move(options)),
-      cache_(backbone.NewKvCache()),
-      mixed_(options_.kernel) {
+      mixed_(options_.kernel, tenants.dtype(), backbone.device()) {
   const int64_t longest = backbone.config().longest_sequence();
   options_.max_rows = options_.max_rows == 0 ? longest : std::min(options_.max_rows, longest);
+  if (models::UsesHostKernels(at::empty({0}, at::device(backbone.device())))) {
+    cache_ = backbone.NewKvCache();
+    return;
+  }
+  // What loaded the weights may have done so on another stream than that of the steps.
+  models::WaitForDevice(backbone.device());
+  cache_ = backbone.NewKvCache({options_.width, options_.max_rows});
+  device_pass_ = std::make_unique<DevicePass>(backbone, *cache_, options_.width, options_.graphs);
+  models::WaitForDevice(backbone.device());
 }
 
 int64_t Engine::Running::made() const {
@@ -90,6 +101,9 @@ absl::Status Engine::Submit(TenantRequest request) {
 
 Engine::StepCost Engine::Step() {
   at::NoGradGuard no_grad;
+  c10::OptionalStreamGuard on_stream;
+  if (backbone_.device().is_cuda())
+    on_stream.reset_stream(models::ServingStream(backbone_.device()));
   StepCost cost;
   Admit(&cost);
   Decode(&cost);
@@ -140,12 +154,12 @@ absl::Status Engine::Begin(Waiting waiting, std::shared_ptr<const ReadyTenant> t
                                                .max_new_tokens = request.max_new_tokens,
                                                .end_tokens = options_.end_tokens});
   }
-  const torch::Tensor logits =
+  const RowOutputs outputs =
       Run(batch, has_tenant ? &running.tenant->prompt_hooks() : nullptr, {running.rows_before - 1});
   next_sequence_ += request.beams;
   sequences_ += request.beams;
   SequenceChange change;
-  const bool ended = Continue(logits, &running, &change);
+  const bool ended = Continue(outputs, &running, &change);
   running.answer.first_token_seconds = waiting.clock.Seconds();
   Follow(change);
   if (ended) {
@@ -162,18 +176,13 @@ void Engine::Decode(StepCost* cost) {
   std::vector<size_t> order;
   std::vector<TenantRows> groups;
   const models::MicroBatch batch = BatchOfRunning(&order, &groups);
-  std::vector<int64_t> rows(static_cast<size_t>(batch.num_rows()));
-  std::iota(rows.begin(), rows.end(), 0);
-  const bool bare = groups.empty();
-  const models::SiteTable* guests =
-      bare ? nullptr : &mixed_.Arrange(batch, std::move(groups), states_);
-  const torch::Tensor logits = Run(batch, guests, rows);
+  const RowOutputs outputs = RunDecoding(batch, std::move(groups), &cost->graph);
   SequenceChange change;
   std::vector<bool> ended(running_.size());
   int64_t row = 0;
   for (const size_t index : order) {
     const int64_t count = running_[index].request.beams;
-    ended[index] = Continue(logits.narrow(0, row, count), &running_[index], &change);
+    ended[index] = Continue(outputs.Of(row, count), &running_[index], &change);
     row += count;
   }
   Follow(change);
@@ -225,36 +234,74 @@ models::MicroBatch Engine::BatchOfRunning(std::vector<size_t>* order,
   return batch;
 }
 
-torch::Tensor Engine::Run(const models::MicroBatch& batch, const models::SiteTable* guests,
-                          const std::vector<int64_t>& rows) {
+Engine::RowOutputs Engine::RowOutputs::Of(int64_t first, int64_t count) const {
+  RowOutputs part{logits.narrow(0, first, count)};
+  if (!tokens.empty()) part.tokens.assign(tokens.begin() + first, tokens.begin() + first + count);
+  return part;
+}
+
+Engine::RowOutputs Engine::Run(const models::MicroBatch& batch, const models::SiteTable* guests,
+                               const std::vector<int64_t>& rows) {
   models::SiteContext context;
   context.batch = &batch;
   context.sequences = &states_;
   context.guests = guests;
   const torch::Tensor h = backbone_.Layers(backbone_.Embed(context), context, cache_.get());
-  return backbone_.Logits(h, rows);
+  RowOutputs outputs{backbone_.Logits(h, rows)};
+  if (device_pass_ != nullptr) outputs.tokens = HostTokens(GreedyTokens(outputs.logits));
+  return outputs;
 }
 
-bool Engine::Continue(const torch::Tensor& logits, Running* running, SequenceChange* change) {
+Engine::RowOutputs Engine::RunDecoding(const models::MicroBatch& batch,
+                                       std::vector<TenantRows> groups, GraphUse* graph) {
+  std::vector<int64_t> rows(static_cast<size_t>(batch.num_rows()));
+  std::iota(rows.begin(), rows.end(), 0);
+  const bool bare = groups.empty();
+  const models::SiteTable* guests =
+      bare ? nullptr : &mixed_.Arrange(batch, std::move(groups), states_);
+  if (device_pass_ == nullptr) return Run(batch, guests, rows);
+  const std::vector<int64_t> bare_layout = {batch.num_rows()};
+  DevicePass::Result result =
+      device_pass_->Run(batch, guests, bare ? &bare_layout : mixed_.layout(), states_);
+  *graph = result.graph;
+  return {result.logits, std::move(result.tokens)};
+}
+
+absl::StatusOr<int64_t> Engine::NextToken(const RowOutputs& row, const Running& running) const {
+  const TenantRequest& request = running.request;
+  if (!row.tokens.empty() && request.sampling.temperature <= 0) {
+    if (row.tokens[0] < 0) return NotFinite(request.id);
+    return row.tokens[0];
+  }
+  const torch::Tensor logits = row.logits.cpu();
+  GRAFT_RETURN_IF_ERROR(CheckFinite(logits, request.id));
+  const auto position = static_cast<int64_t>(request.prompt.size() + running.tokens.size());
+  return ChooseToken(logits[0], request.sampling, request.id, position);
+}
+
+bool Engine::Continue(const RowOutputs& rows, Running* running, SequenceChange* change) {
   const TenantRequest& request = running->request;
   const int64_t first = running->first_sequence;
   TenantAnswer& answer = running->answer;
-  answer.status = CheckFinite(logits, request.id);
-  bool ended = !answer.status.ok();
-  if (!ended && running->search) {
+  bool ended = false;
+  if (running->search) {
     BeamSearch& search = *running->search;
-    search.Advance(
-        BestContinuations(logits, search.running(),
-                          BeamSearch::CandidatesPerStep(request.beams, options_.end_tokens)));
-    ended = search.done();
-    if (ended) answer.tokens = search.answer();
-  } else if (!ended) {
-    const auto position = static_cast<int64_t>(request.prompt.size() + running->tokens.size());
-    const int64_t token = ChooseToken(logits[0], request.sampling, request.id, position);
-    running->tokens.push_back(token);
-    ended = running->made() >= request.max_new_tokens ||
-            std::count(options_.end_tokens.begin(), options_.end_tokens.end(), token) != 0;
-    if (ended) answer.tokens = running->tokens;
+    const torch::Tensor logits = rows.logits.cpu();
+    answer.status = CheckFinite(logits, request.id);
+    if (answer.status.ok()) {
+      search.Advance(
+          BestContinuations(logits, search.running(),
+                            BeamSearch::CandidatesPerStep(request.beams, options_.end_tokens)));
+    }
+    ended = !answer.status.ok() || search.done();
+    if (ended && answer.status.ok()) answer.tokens = search.answer();
+  } else {
+    const absl::StatusOr<int64_t> token = NextToken(rows, *running);
+    answer.status = token.status();
+    if (token.ok()) running->tokens.push_back(*token);
+    ended = !token.ok() || running->made() >= request.max_new_tokens ||
+            std::count(options_.end_tokens.begin(), options_.end_tokens.end(), *token) != 0;
+    if (ended && token.ok()) answer.tokens = running->tokens;
   }
   if (ended) {
     for (int64_t beam = 0; beam < request.beams; ++beam) change->ended.push_back(first + beam);

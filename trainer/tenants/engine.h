@@ -20,6 +20,7 @@
 #include "trainer/beam_search.h"
 #include "trainer/decoding.h"
 #include "trainer/stopwatch.h"
+#include "trainer/tenants/device_pass.h"
 #include "trainer/tenants/mixed_rows.h"
 #include "trainer/tenants/tenant_table.h"
 #include "trainer/token_choice.h"
@@ -51,14 +52,18 @@ class Engine {
     // Rows of a decoding step, at most. In float32 what a row gets is the same bit for bit whatever
     // runs beside it (models/layers/float_products.h); in bfloat16 to rounding.
     int64_t width = 16;
-    int64_t max_rows = 0;  // of the cache of one sequence; 0 = the model's longest sequence
+    // Of the cache of one sequence; 0 = the model's longest sequence. On a device the room for all
+    // is taken at once.
+    int64_t max_rows = 0;
     std::vector<int64_t> end_tokens = {};  // any of them ends a sequence
     TenantKernel kernel = TenantKernel::kGrouped;
+    bool graphs = true;  // on a GPU: replay decoding steps as CUDA graphs
   };
   // What a step did; seconds of its prompts, and of its one pass over all running rows.
   struct StepCost {
     int64_t prompts = 0, rows = 0;
     double prompt_seconds = 0, decode_seconds = 0;
+    GraphUse graph = GraphUse::kNone;  // of the pass
   };
   // Both must outlive the engine.
   Engine(models::Backbone& backbone, TenantTable& tenants, Options options);
@@ -94,10 +99,20 @@ class Engine {
   void Decode(StepCost* cost);
   // Rows of all running requests, those of a tenant together. `order`: the requests in that order.
   models::MicroBatch BatchOfRunning(std::vector<size_t>* order, std::vector<TenantRows>* groups);
-  torch::Tensor Run(const models::MicroBatch& batch, const models::SiteTable* guests,
-                    const std::vector<int64_t>& rows);
-  // Goes on with `logits` (its rows, V); true when the request has ended.
-  bool Continue(const torch::Tensor& logits, Running* running, SequenceChange* change);
+  // What a pass says of some rows: their logits (rows, V) and, on a device, the greedy choices.
+  struct RowOutputs {
+    torch::Tensor logits;
+    std::vector<int64_t> tokens = {};
+    RowOutputs Of(int64_t first, int64_t count) const;
+  };
+  // Through the backbone as it is; on a device, prompts only.
+  RowOutputs Run(const models::MicroBatch& batch, const models::SiteTable* guests,
+                 const std::vector<int64_t>& rows);
+  RowOutputs RunDecoding(const models::MicroBatch& batch, std::vector<TenantRows> groups,
+                         GraphUse* graph);
+  // Goes on with what its rows say; true when the request has ended.
+  bool Continue(const RowOutputs& rows, Running* running, SequenceChange* change);
+  absl::StatusOr<int64_t> NextToken(const RowOutputs& row, const Running& running) const;
   void Follow(const SequenceChange& change);
   bool HasRoomFor(int64_t sequences) const { return sequences_ + sequences <= options_.width; }
 
@@ -107,6 +122,7 @@ class Engine {
   std::unique_ptr<models::KvCache> cache_;
   models::SequenceStates states_;
   MixedRows mixed_;
+  std::unique_ptr<DevicePass> device_pass_;  // null on the host
   std::deque<Waiting> waiting_;
   std::vector<Running> running_;
   std::vector<TenantAnswer> answers_;

@@ -6,22 +6,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "models/device.h"
 
 namespace graft::trainer {
 namespace {
 
-using models::Role;
 using models::RowEdit;
 using models::SiteId;
 using models::SiteInput;
 using Wave = MixedRows::Wave;
 using SharedInput = MixedRows::SharedInput;
-
-// Linears of a layer that read the same tensor go by the first of them.
-Role InputOf(Role role) {
-  if (role == Role::kAttnK || role == Role::kAttnV) return Role::kAttnQ;
-  return role == Role::kFfnUp ? Role::kFfnGate : role;
-}
 
 // What `edit` makes of t as contiguous float32, in the dtype of t.
 template <typename Edit>
@@ -49,6 +43,10 @@ class MixedSite : public models::SiteHook {
     for (const Wave& wave : waves_) {
       if (!wave.input_vectors.empty())
         edited = {EditVectors(edited.value, wave.input_vectors, /*in_place=*/false), nullptr};
+      if (wave.on_device) {
+        const torch::Tensor value = pass_.device_edits().EditInput(*wave.on_device, edited.value);
+        if (!value.is_same(edited.value)) edited = {value, nullptr};
+      }
       bool copied = false;
       for (const auto& [group, row_hook] : wave.others)
         CallInput(group, *row_hook->hook, context.layer, &copied, &edited);
@@ -61,6 +59,11 @@ class MixedSite : public models::SiteHook {
     const bool is_linear = x.value.defined();
     bool own = is_linear;  // a hidden state is not ours to overwrite
     for (const Wave& wave : waves_) {
+      if (wave.on_device) {
+        const torch::Tensor from = y;
+        y = pass_.device_edits().EditOutput(*wave.on_device, x.value, y, context);
+        own = own || !y.is_same(from);
+      }
       if (!wave.low_rank.empty()) y = AddLowRank(wave, x.value, y, context);
       if (!wave.output_vectors.empty()) {
         y = EditVectors(y, wave.output_vectors, own);
@@ -169,6 +172,12 @@ std::unique_ptr<MixedRows::OwnPass> OwnPassOf(const TenantRows& group,
 
 }  // namespace
 
+MixedRows::MixedRows(TenantKernel kernel, torch::Dtype dtype, torch::Device device)
+    : kernel_(kernel),
+      dtype_(dtype),
+      device_(device),
+      on_host_(models::UsesHostKernels(at::empty({0}, at::device(device)))) {}
+
 const models::SiteTable& MixedRows::Arrange(const models::MicroBatch& batch,
                                             std::vector<TenantRows> groups,
                                             models::SequenceStates& states) {
@@ -186,32 +195,68 @@ const models::SiteTable& MixedRows::Arrange(const models::MicroBatch& batch,
 void MixedRows::Rebuild(models::SequenceStates& states) {
   std::map<SiteId, std::vector<Wave>> sites;
   kept_.clear();
+  if (!on_host_) device_edits_ = std::make_unique<DeviceEdits>(num_rows_, dtype_, device_);
   for (size_t group = 0; group < groups_.size(); ++group) {
     for (const auto& [site, hooks] : groups_[group].tenant->row_hooks()) {
       std::vector<Wave>& waves = sites[site];
       if (waves.size() < hooks.size()) waves.resize(hooks.size());
-      for (size_t i = 0; i < hooks.size(); ++i) AddHook(group, hooks[i], states, &waves[i]);
+      for (size_t i = 0; i < hooks.size(); ++i)
+        AddHook(group, {site, i}, hooks[i], states, &waves[i]);
     }
   }
   ShareInputs(&sites);
   table_ = models::SiteTable();
+  bool calls_hooks = false;
   for (auto& [site, waves] : sites) {
     std::erase_if(waves, [](const Wave& wave) { return wave.empty(); });
+    for (const Wave& wave : waves) calls_hooks = calls_hooks || !wave.others.empty();
     if (!waves.empty()) table_.Add(site, std::make_shared<MixedSite>(this, std::move(waves)));
+  }
+  if (!on_host_) PlaceTables(calls_hooks);
+}
+
+void MixedRows::PlaceTables(bool calls_hooks) {
+  device_edits_->MakeTables();
+  layout_.reset();
+  const adapters::RowTables& tables = device_edits_->tables();
+  if (!tables.by_address()) return;
+  std::vector<int64_t> layout = device_edits_->Layout();
+  torch::Tensor& memory = table_memory_[layout];
+  const torch::Tensor contents = torch::tensor(tables.contents(), torch::kInt64);
+  if (!memory.defined()) memory = at::empty_like(contents, at::device(device_));
+  memory.copy_(contents.pin_memory(), /*non_blocking=*/true);
+  device_edits_->PlaceAt(memory);
+  if (!calls_hooks) layout_ = std::move(layout);
+}
+
+void MixedRows::AddOnDevice(const TenantRows& rows, const DeviceEdits::Key& key,
+                            const RowHook& hook, models::SequenceStates& states, Wave* wave) {
+  const RowEdit& edit = hook.edit;
+  if (edit.kind == RowEdit::Kind::kNothing) return;
+  wave->on_device = key;
+  if (edit.kind == RowEdit::Kind::kLowRank)
+    return device_edits_->AddLowRank(key, rows.begin, rows.end(), hook);
+  for (int64_t row = rows.begin; row < rows.end(); ++row) {
+    torch::Tensor scale = edit.scale;
+    if (edit.owner != nullptr)
+      scale = ScalesOf(edit, rows, row, states).narrow(0, edit.begin, edit.width);
+    device_edits_->AddVectors(key, edit.at_input, row, scale, edit.bias);
   }
 }
 
-void MixedRows::AddHook(size_t group, const RowHook& hook, models::SequenceStates& states,
-                        Wave* wave) {
+void MixedRows::AddHook(size_t group, const DeviceEdits::Key& key, const RowHook& hook,
+                        models::SequenceStates& states, Wave* wave) {
   const TenantRows& rows = groups_[group];
   const RowEdit& edit = hook.edit;
   if (kernel_ == TenantKernel::kLoop || !rows.tenant->says_rows()) {
     wave->others.emplace_back(group, &hook);
+  } else if (!on_host_) {
+    AddOnDevice(rows, key, hook, states, wave);
   } else if (edit.kind == RowEdit::Kind::kLowRank) {
     wave->low_rank.push_back({.begin = rows.begin,
                               .end = rows.end(),
-                              .rank = edit.a.size(0),
-                              .a = edit.a.const_data_ptr<float>(),
+                              .rank = hook.a.size(0),
+                              .a = hook.a.const_data_ptr<float>(),
                               .b_transposed = hook.b_transposed.const_data_ptr<float>(),
                               .factor = static_cast<float>(edit.factor)});
   } else if (edit.kind == RowEdit::Kind::kVectors) {
@@ -228,12 +273,18 @@ void MixedRows::AddVectors(const TenantRows& rows, const RowEdit& edit,
     if (edit.bias.defined()) own.bias = edit.bias.const_data_ptr<float>();
     if (edit.scale.defined()) own.scale = edit.scale.const_data_ptr<float>();
     if (edit.owner == nullptr) continue;
-    const int64_t sequence = rows.sequences[static_cast<size_t>(row - rows.begin)];
-    kept_.push_back(states.Get(edit.owner, sequence).to(at::kFloat).contiguous());
-    GRAFT_CHECK(kept_.back().defined(),
-                absl::StrCat("sequence ", sequence, " goes on without having begun"));
-    own.scale = kept_.back().const_data_ptr<float>() + edit.begin;
+    own.scale = ScalesOf(edit, rows, row, states).const_data_ptr<float>() + edit.begin;
   }
+}
+
+const torch::Tensor& MixedRows::ScalesOf(const RowEdit& edit, const TenantRows& rows, int64_t row,
+                                         models::SequenceStates& states) {
+  const int64_t sequence = rows.sequences[static_cast<size_t>(row - rows.begin)];
+  const torch::Tensor scales = states.Get(edit.owner, sequence);
+  GRAFT_CHECK(scales.defined(),
+              absl::StrCat("sequence ", sequence, " goes on without having begun"));
+  kept_.push_back(scales.to(at::kFloat).contiguous());
+  return kept_.back();
 }
 
 }  // namespace graft::trainer

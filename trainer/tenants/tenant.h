@@ -34,7 +34,9 @@ absl::StatusOr<StoredAdapter> ReadTenant(const Recipe& recipe, const models::Mod
 struct RowHook {
   std::shared_ptr<models::SiteHook> hook;
   models::RowEdit edit;
-  torch::Tensor b_transposed;  // (r, out), of a low-rank edit
+  // Of a low-rank edit, as decoding reads it: (r, in), (r, out). Float32 on the host, in the
+  // model's dtype on a device.
+  torch::Tensor a, b_transposed;
 };
 
 class ReadyTenant {
@@ -51,7 +53,8 @@ class ReadyTenant {
   const std::map<models::SiteId, std::vector<RowHook>>& row_hooks() const { return row_hooks_; }
   // Whether all of them say what they do to a row; else they are called.
   bool says_rows() const { return says_rows_; }
-  // Parameters, and the second form of low-rank factors that decoding reads.
+  // Parameters on the backbone's device, and the second form of low-rank factors that decoding
+  // reads.
   int64_t bytes() const { return bytes_; }
   // Numbers that it keeps of a running sequence in SequenceStates, times their size.
   int64_t bytes_per_request() const { return bytes_per_request_; }

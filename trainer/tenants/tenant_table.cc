@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "models/device.h"
 #include "models/weights/weight_source.h"
 #include "sharding/model_encoder.h"
 
@@ -89,6 +90,8 @@ absl::StatusOr<std::shared_ptr<const ReadyTenant>> TenantTable::Prepare(
   GRAFT_ASSIGN_OR_RETURN(auto encoder, EncoderOf(*stored->choice.method));
   GRAFT_ASSIGN_OR_RETURN(const auto ready,
                          ReadyTenant::Prepare(*stored, backbone_, options_.dtype, encoder));
+  // Whoever computes with it may do so on another stream.
+  models::WaitForDevice(backbone_.device());
   // The method lives in the stored form: a request that outlives its tenant keeps that, too.
   struct Both {
     std::shared_ptr<const StoredAdapter> stored;
@@ -110,8 +113,9 @@ absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> TenantTable::EncoderOf(
   GRAFT_ASSIGN_OR_RETURN(
       const auto weights,
       models::OpenFolderWeights(choice->path, {.follow_links = options_.follow_links}));
-  GRAFT_ASSIGN_OR_RETURN(std::shared_ptr<adapters::PromptEncoder> encoder,
-                         sharding::LoadModelEncoder(*choice, *weights, options_.dtype));
+  GRAFT_ASSIGN_OR_RETURN(
+      std::shared_ptr<adapters::PromptEncoder> encoder,
+      sharding::LoadModelEncoder(*choice, *weights, options_.dtype, backbone_.device()));
   if (!choice->train) encoders_[key] = encoder;
   return encoder;
 }

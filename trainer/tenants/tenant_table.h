@@ -40,6 +40,7 @@ class TenantTable {
   // What any of its requests brings in front of the prompt. The name must be known.
   int64_t VirtualRows(const std::string& name) const;
 
+  torch::Dtype dtype() const { return options_.dtype; }
   std::vector<std::string> names() const;
   int64_t stored_bytes() const;
   int64_t ready_bytes() const { return ready_bytes_; }
