@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <memory>
 
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
 #include "adapters/fused_sites.h"
 #include "adapters/lora_function.h"
+#include "adapters/lora_together.h"
 #include "adapters/peft_config.h"
 #include "adapters/site_matching.h"
 #include "adapters/tensor_check.h"
@@ -15,6 +18,7 @@
 #include "base/philox.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "models/device.h"
 
 namespace graft::adapters {
 namespace {
@@ -55,8 +59,20 @@ class LoraHook : public models::SiteHook {
                               *context.batch);
     }
     const torch::Tensor b = num_rows_ == b_.size(0) ? b_ : b_.narrow(0, first_row_, num_rows_);
+    const bool plain = !options.dropout && !options.gate.defined();
+    if (together_ != nullptr && plain && !models::UsesHostKernels(x.value)) {
+      if (const auto t = together_->Project(index_, x, context))
+        return AddProjected(std::move(y), *t, b, scale_);
+    }
     return LoraEdit(x, std::move(y), a_, b, std::move(options));
   }
+  // The linear is number `index` of those that share their input.
+  void ShareInput(std::shared_ptr<const LoraTogether> together, size_t index) {
+    together_ = std::move(together);
+    index_ = index;
+  }
+  const torch::Tensor& a() const { return a_; }
+
   models::RowEdit EditOfRow() const override {
     return {.kind = models::RowEdit::Kind::kLowRank,
             .a = a_,
@@ -71,7 +87,36 @@ class LoraHook : public models::SiteHook {
   double scale_, dropout_;
   uint64_t seed_;
   torch::Dtype compute_dtype_;
+  std::shared_ptr<const LoraTogether> together_;  // null: alone
+  size_t index_ = 0;
 };
+
+// Linears of a layer that read the same rows.
+const std::vector<std::vector<models::Role>>& RolesThatShareInput() {
+  using models::Role;
+  static const auto& roles = *new std::vector<std::vector<Role>>{
+      {Role::kAttnQ, Role::kAttnK, Role::kAttnV}, {Role::kFfnGate, Role::kFfnUp}};
+  return roles;
+}
+
+void ShareInputs(const std::map<models::SiteId, std::shared_ptr<LoraHook>>& hooks,
+                 torch::Dtype compute_dtype) {
+  for (const auto& [id, first] : hooks) {
+    for (const std::vector<models::Role>& roles : RolesThatShareInput()) {
+      std::vector<std::shared_ptr<LoraHook>> group;
+      std::vector<torch::Tensor> a;
+      for (const models::Role role : roles) {
+        const auto found = hooks.find({id.layer, role});
+        if (found == hooks.end()) continue;
+        group.push_back(found->second);
+        a.push_back(found->second->a());
+      }
+      if (group.size() < 2 || group[0] != first) continue;
+      const auto together = std::make_shared<const LoraTogether>(std::move(a), compute_dtype);
+      for (size_t i = 0; i < group.size(); ++i) group[i]->ShareInput(together, i);
+    }
+  }
+}
 
 torch::Tensor InitialA(const SiteSpec& site, int64_t rank, const AttachOptions& options) {
   torch::Tensor a = at::empty({rank, site.in_features}, at::kFloat);
@@ -189,7 +234,8 @@ absl::StatusOr<Attachment> Lora::Attach(const std::vector<SiteSpec>& matched_on_
                                         const AttachOptions& options) const {
   Attachment attachment;
   torch::Tensor a, b;
-  models::SiteId owner;  // whose A and B these are
+  models::SiteId owner;                                     // whose A and B these are
+  std::map<models::SiteId, std::shared_ptr<LoraHook>> own;  // those with an A of their own
   for (const SiteSpec& site : matched_on_stage) {
     const Size size = SizeOf(site);
     const bool shares = IsJoint(site) && site.fused_offset > 0;
@@ -203,10 +249,12 @@ absl::StatusOr<Attachment> Lora::Attach(const std::vector<SiteSpec>& matched_on_
       attachment.parameters.push_back({NameOf(site, kLoraBName), b, site.id.layer});
     }
     const int64_t first_row = IsJoint(site) ? site.fused_offset : 0;
-    attachment.hooks.emplace_back(
-        site.id, std::make_shared<LoraHook>(site.id, owner, a, b, first_row, site.out_features,
-                                            ScaleOf(size), dropout_, options));
+    auto hook = std::make_shared<LoraHook>(site.id, owner, a, b, first_row, site.out_features,
+                                           ScaleOf(size), dropout_, options);
+    if (!IsJoint(site)) own[site.id] = hook;
+    attachment.hooks.emplace_back(site.id, std::move(hook));
   }
+  ShareInputs(own, options.compute_dtype);
   return attachment;
 }
 

@@ -53,6 +53,7 @@ def arguments():
     add("--out", type=Path, required=True)
     add("--skip-peer", action="store_true")
     add("--quantize", default="none", help="graft's frozen matrices: none, int8, nf4")
+    add("--trace", type=int, default=0, help="graft's log.trace: steps whose trace is kept in OUT/graft-N/run/trace")
     add("--recompute", default="none", help="graft's model.recompute: none, layer")
     add("--parallel", type=json.loads, default={}, help='more of graft\'s parallel: section, as JSON: {"pipeline": 2}')
     add("--ranks", default="", help="mpirun and its options, where --parallel needs more than one rank")
@@ -92,6 +93,7 @@ def run_graft(a, data, folder):
             micro_batch=a.batch,
         ),
         checkpoint=dict(every=0),
+        log=dict(trace=a.trace),
     )
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))

@@ -61,7 +61,7 @@ class Runner:
         a = self.options
         folder = a.out / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = dict(
+        recipe = a.recipe | dict(
             run=dict(name="curve", output=str(folder / "run")),
             model=dict(path=str(a.out / "tiny"), dtype=case.dtype, quantize=case.quantize),
             data=dict(train=str(a.out / "data"), shuffle=True),
@@ -73,7 +73,9 @@ class Runner:
         path = folder / "recipe.yaml"
         path.write_text(json.dumps(recipe))
         command = [*launcher, *a.graft, "train", "--config", path]
-        run = measure.run(command, folder / "run" / "metrics.jsonl", 2, folder / "log")
+        run = measure.run(
+            command, folder / "run" / "metrics.jsonl", 2, folder / "log", limit_seconds=a.run_seconds
+        )
         return [r["loss"] for r in run.train()]
 
     def difference(self, case):
@@ -112,9 +114,10 @@ def cases(a):
     chosen += [Case("lora", dtype, kind) for kind in a.quantize for dtype in ("float32", "bfloat16")]
     if a.ranks:
         chosen += [
-            Case("lora", "float32", "none", layout, backend) for layout in LAYOUTS for backend in a.backends
+            Case("lora", "float32", "none", layout, backend) for layout in a.layouts for backend in a.backends
         ]
-        chosen += [Case("lora", "float32", kind, "shards", a.backends[0]) for kind in a.quantize]
+        if "shards" in a.layouts:
+            chosen += [Case("lora", "float32", kind, "shards", a.backends[0]) for kind in a.quantize]
     return chosen
 
 
@@ -132,6 +135,9 @@ def main():
     add("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     add("--quantize", nargs="*", choices=["int8", "nf4"], default=["int8", "nf4"])
     add("--ranks", default="", help="mpirun and its options: also two ranks, in each layout and over each backend")
+    add("--layouts", nargs="*", choices=LAYOUTS, default=list(LAYOUTS), help="of two ranks")
+    add("--run-seconds", type=float, default=float("inf"), help="limit of each run")
+    add("--recipe", type=json.loads, default={}, help='more sections for the recipes, as JSON: {"log": {"trace": 5}}')
     add("--backends", nargs="+", default=["nccl", "mpi"], help="of two ranks")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)

@@ -42,9 +42,9 @@ def read_records(path):
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run(command, metrics, threads, log, environment=None):
+def run(command, metrics, threads, log, environment=None, limit_seconds=float("inf")):
     """Runs `command`, which writes `metrics` (a metrics.jsonl); stdout and stderr go to `log`. Raises with the end of the
-    log when it fails."""
+    log when it fails or takes longer than the limit, past which it is asked to end."""
     command = [str(part) for part in command]
     env = os.environ | dict(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1") | (environment or {})
     result = Run(command)
@@ -61,6 +61,9 @@ def run(command, metrics, threads, log, environment=None):
                     result.start_seconds = first_line_at - first["step_seconds"] - began
             if pid:
                 break
+            if time.time() - began > limit_seconds:
+                child.terminate()
+                limit_seconds = float("inf")
             time.sleep(POLL_SECONDS if first_line_at is None else 0.2)
         result.wall_seconds = time.time() - began
     child.returncode = os.waitstatus_to_exitcode(status)

@@ -7,7 +7,8 @@ constexpr int kIdTag = 0;
 
 }  // namespace
 
-NcclChannel::NcclChannel(Communicator& host, int peer, bool is_sender) : is_sender_(is_sender) {
+NcclChannel::NcclChannel(Communicator& host, int peer, bool is_sender, bool announces)
+    : is_sender_(is_sender), queue_(host, peer, is_sender, announces, *this) {
   const Buffer id_bytes{&id_, sizeof(id_), DType::kUint8, -1};
   if (is_sender) {
     id_ = MakeNcclId();
@@ -17,27 +18,17 @@ NcclChannel::NcclChannel(Communicator& host, int peer, bool is_sender) : is_send
   }
 }
 
-void NcclChannel::Progress() {
+bool NcclChannel::IsReady() {
   if (handle_ == nullptr) {
-    if (!id_request_->Test()) return;
+    if (!id_request_->Test()) return false;
     handle_ = std::make_unique<NcclHandle>(id_, /*size=*/2, /*rank=*/is_sender_ ? 0 : 1);
   }
-  while (handle_->IsReady()) {
-    if (in_call_ != nullptr) {
-      in_call_->done.Record(handle_->stream());
-      in_call_->issued = true;
-      in_call_ = nullptr;
-    }
-    if (waiting_.empty()) return;
-    in_call_ = std::move(waiting_.front());
-    waiting_.pop_front();
-    Issue(in_call_.get());
-  }
+  return handle_->IsReady();
 }
 
-void NcclChannel::Issue(NcclTransfer* transfer) {
-  transfer->ready.MakeWait(handle_->stream());
-  const Buffer& data = transfer->data;
+void NcclChannel::Call(QueuedTransfer& transfer) {
+  static_cast<NcclTransfer&>(transfer).ready.MakeWait(handle_->stream());
+  const Buffer& data = transfer.data;
   if (is_sender_) {
     handle_->Enqueue("ncclSend", [&](ncclComm_t comm, cudaStream_t stream) {
       return ncclSend(data.data, data.bytes(), ncclUint8, 1, comm, stream);
@@ -47,6 +38,10 @@ void NcclChannel::Issue(NcclTransfer* transfer) {
       return ncclRecv(data.data, data.bytes(), ncclUint8, 0, comm, stream);
     });
   }
+}
+
+void NcclChannel::NoteTaken(QueuedTransfer& transfer) {
+  static_cast<NcclTransfer&>(transfer).done.Record(handle_->stream());
 }
 
 void NcclChannel::Abort() {

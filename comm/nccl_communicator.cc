@@ -42,7 +42,7 @@ ncclRedOp_t NcclOpOf(ReduceOp op) {
 
 class NcclCommunicator : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> host, int device);
+  NcclCommunicator(std::unique_ptr<Communicator> host, int device, NcclTransfers transfers);
   ~NcclCommunicator() override;
 
   int rank() const override { return host_->rank(); }
@@ -68,11 +68,12 @@ class NcclCommunicator : public Communicator {
   template <typename Done>
   void WaitUntil(const char* operation, const std::vector<int>& peers, Done done);
   void ProgressChannels();
-  std::unique_ptr<Request> StartTransfer(Buffer data, int peer, bool is_send);
+  std::unique_ptr<Request> StartTransfer(Buffer data, int peer, int tag, bool is_send);
   std::vector<int> Others() const;
 
   const std::unique_ptr<Communicator> host_;
   const int device_;
+  const NcclTransfers transfers_;
   std::unique_ptr<NcclHandle> all_;
   CudaEvent ready_;
   CudaEvent done_;
@@ -119,8 +120,9 @@ class EmptyRequest : public Request {
   void Wait() override {}
 };
 
-NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, int device)
-    : host_(std::move(host)), device_(device) {
+NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, int device,
+                                   NcclTransfers transfers)
+    : host_(std::move(host)), device_(device), transfers_(transfers) {
   set_timeout(host_->timeout());
   if (host_->book().recorder != nullptr)
     OpenBook(host_->book().recorder, absl::StrCat(host_->book().name, " (nccl)"));
@@ -214,7 +216,8 @@ void NcclCommunicator::AllGather(Buffer in, Buffer out) {
 
 void NcclCommunicator::Barrier() { host_->Barrier(); }
 
-std::unique_ptr<Request> NcclCommunicator::StartTransfer(Buffer data, int peer, bool is_send) {
+std::unique_ptr<Request> NcclCommunicator::StartTransfer(Buffer data, int peer, int tag,
+                                                         bool is_send) {
   const char* const operation = is_send ? "Send" : "Recv";
   if (data.count == 0) return std::make_unique<EmptyRequest>();
   CheckBuffer(operation, data);
@@ -222,30 +225,39 @@ std::unique_ptr<Request> NcclCommunicator::StartTransfer(Buffer data, int peer, 
               Describe(*this, operation, absl::StrCat("peer ", peer)));
   CheckCuda(cudaSetDevice(device_), "cudaSetDevice");
   std::unique_ptr<NcclChannel>& channel = channels_[{peer, is_send}];
-  if (channel == nullptr) channel = std::make_unique<NcclChannel>(*host_, peer, is_send);
+  if (channel == nullptr) {
+    channel = std::make_unique<NcclChannel>(*host_, peer, is_send,
+                                            transfers_ == NcclTransfers::kAnnounced);
+  }
   auto transfer = std::make_shared<NcclTransfer>();
   transfer->data = data;
+  transfer->tag = tag;
   transfer->ready.Record(cudaStreamLegacy);
   channel->Add(transfer);
-  channel->Progress();
+  // NCCL takes a call on a thread of its own. What the caller does next may stop the host, and that
+  // thread with it, until the device is idle.
+  WaitUntil(operation, {peer}, [&] {
+    channel->Progress();
+    return channel->Settled();
+  });
   return BookTransfer(
       *this, operation, data, peer,
       std::make_unique<NcclRequest>(this, channel.get(), operation, peer, std::move(transfer)));
 }
 
-std::unique_ptr<Request> NcclCommunicator::StartSend(Buffer data, int to, int) {
-  return StartTransfer(data, to, /*is_send=*/true);
+std::unique_ptr<Request> NcclCommunicator::StartSend(Buffer data, int to, int tag) {
+  return StartTransfer(data, to, tag, /*is_send=*/true);
 }
 
-std::unique_ptr<Request> NcclCommunicator::StartRecv(Buffer data, int from, int) {
-  return StartTransfer(data, from, /*is_send=*/false);
+std::unique_ptr<Request> NcclCommunicator::StartRecv(Buffer data, int from, int tag) {
+  return StartTransfer(data, from, tag, /*is_send=*/false);
 }
 
 std::unique_ptr<Communicator> NcclCommunicator::Split(int color, int key,
                                                       const std::string& part_name) {
   std::unique_ptr<Communicator> host_part = host_->Split(color, key, part_name);
   host_part->set_timeout(timeout());
-  return std::make_unique<NcclCommunicator>(std::move(host_part), device_);
+  return std::make_unique<NcclCommunicator>(std::move(host_part), device_, transfers_);
 }
 
 void NcclCommunicator::Abort(int exit_code) {
@@ -256,7 +268,7 @@ void NcclCommunicator::Abort(int exit_code) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
-    std::unique_ptr<Communicator> host, int device) {
+    std::unique_ptr<Communicator> host, int device, NcclTransfers transfers) {
   int devices = 0;
   const cudaError_t code = cudaGetDeviceCount(&devices);
   if (code != cudaSuccess || devices == 0) {
@@ -268,7 +280,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
   }
   try {
     CheckCuda(cudaSetDevice(device), "cudaSetDevice");
-    return std::make_unique<NcclCommunicator>(std::move(host), device);
+    return std::make_unique<NcclCommunicator>(std::move(host), device, transfers);
   } catch (const StatusError& error) {
     return error.status();
   }

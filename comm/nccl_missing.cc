@@ -6,7 +6,7 @@
 namespace graft::comm {
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(std::unique_ptr<Communicator>,
-                                                                   int) {
+                                                                   int, NcclTransfers) {
   return RecipeError(
       "parallel.backend: nccl is not built into this graft (no nccl.h or libnccl at configure "
       "time); "

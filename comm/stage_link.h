@@ -1,7 +1,8 @@
 // Moves tensors between pipeline stages. Every host transfer starts with a 32-byte header that says
 // what it is; the receiver says what it expects, and a difference is a bug error that prints both,
 // so that two stages whose schedules drifted apart stop at once instead of training on the wrong
-// numbers. Device transfers (nccl) carry no header: their order is proved by the plan hash.
+// numbers. Device transfers (nccl) carry no header: their group compares number, tag and size of
+// each, and the ranks have compared the whole step's plan before.
 //
 // Used by the pipeline executor. Knows no tensors and no schedule: plain Buffers, and the order is
 // the caller's. Sends and receives are posted ahead and waited for later; transfers of one `tensor`

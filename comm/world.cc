@@ -92,14 +92,17 @@ absl::StatusOr<Groups> World::MakeGroups(RankGrid grid) {
 }
 
 absl::Status World::AddDeviceGroups(Groups* groups, int device) {
-  const auto add = [&](Communicator& host, std::unique_ptr<Communicator>* group) -> absl::Status {
+  const auto add = [&](Communicator& host, NcclTransfers transfers,
+                       std::unique_ptr<Communicator>* group) -> absl::Status {
     if (host.size() == 1) return absl::OkStatus();
-    GRAFT_ASSIGN_OR_RETURN(*group,
-                           MakeNcclCommunicator(host.Split(0, host.rank(), "device"), device));
+    GRAFT_ASSIGN_OR_RETURN(
+        *group, MakeNcclCommunicator(host.Split(0, host.rank(), "device"), device, transfers));
     return absl::OkStatus();
   };
-  GRAFT_RETURN_IF_ERROR(AgreeOnStatus(all(), add(*groups->data_group, &groups->device_data_group)));
-  return AgreeOnStatus(all(), add(*groups->pipeline_group, &groups->device_pipeline_group));
+  GRAFT_RETURN_IF_ERROR(AgreeOnStatus(
+      all(), add(*groups->data_group, NcclTransfers::kTogether, &groups->device_data_group)));
+  return AgreeOnStatus(all(), add(*groups->pipeline_group, NcclTransfers::kAnnounced,
+                                  &groups->device_pipeline_group));
 }
 
 }  // namespace graft::comm

@@ -271,6 +271,8 @@ Executor::Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
 
 Executor::~Executor() = default;
 
+void Executor::Connect() { transfers_->Connect(options_.device); }
+
 StepResult Executor::TrainStep(const std::vector<models::MicroBatch>& micro_batches) {
   return Run(*this, micro_batches, {.backward = true, .training = true, .prepare = {}}).Go();
 }

@@ -62,6 +62,9 @@ class Executor {
            const ExecutorOptions& options);
   ~Executor();
 
+  // Before the first step; all stages of the replica must call (StageTransfers::Connect).
+  void Connect();
+
   // Adds the gradients of the SUM of all cross-entropies to the adapter set's gradients (it neither
   // zeroes nor divides them). Dropout is on. `micro_batches` must live until it returns. All stages
   // of the replica must call, with the same micro-batches. Throws StatusError: kind peer when a

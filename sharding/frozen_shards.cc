@@ -21,8 +21,25 @@ constexpr int64_t kAlign = 64;
 FrozenShards::FrozenShards(comm::Communicator& group, torch::Device device)
     : group_(group),
       device_(device),
-      travels_on_(std::string_view(group.backend()) == "nccl" ? device
-                                                              : torch::Device(torch::kCPU)) {}
+      travels_on_(MovesDeviceMemory() ? device : torch::Device(torch::kCPU)) {}
+
+bool FrozenShards::MovesDeviceMemory() const {
+  return std::string_view(group_.backend()) == "nccl";
+}
+
+void FrozenShards::Connect() {
+  if (!MovesDeviceMemory()) return;
+  Gathered nothing;
+  nothing.bytes =
+      at::zeros({group_.size(), 1}, torch::TensorOptions(torch::kUInt8).device(device_));
+  for (int rank = 0; rank < group_.size(); ++rank) {
+    if (rank == group_.rank()) continue;
+    const torch::Tensor mine = nothing.bytes[group_.rank()], from = nothing.bytes[rank];
+    nothing.open.push_back(group_.StartRecv(BufferOf(from), rank, kTag));
+    nothing.open.push_back(group_.StartSend(BufferOf(mine), rank, kTag));
+  }
+  Finish(&nothing);
+}
 
 int64_t FrozenShards::Keep(int layer, const torch::Tensor& bytes) {
   const int64_t ranks = group_.size();

@@ -31,6 +31,11 @@ class FrozenShards : public models::LayerMemory {
   // what `group` moves lies in the memory that it reaches: a host group's shards stay on the host.
   FrozenShards(comm::Communicator& group, torch::Device device);
 
+  // Opens the ways to the other replicas' GPUs, while nothing else is under way
+  // (comm/transfer_queue.h); nothing to do for a host group. Before the first Use; all ranks of the
+  // group must call. Throws kind peer.
+  void Connect();
+
   int64_t Keep(int layer, const torch::Tensor& bytes) override;
   // Blocks until the layer is here. Throws kind peer when a replica is lost. All ranks of the group
   // must call, with the same layers in the same order.
@@ -57,6 +62,7 @@ class FrozenShards : public models::LayerMemory {
     torch::Tensor bytes;  // of the layer: in `room`, or a copy of it on the device
     std::vector<std::unique_ptr<comm::Request>> open;
   };
+  bool MovesDeviceMemory() const;
   // In the room of the layer that it replaces.
   void Start(int layer, Gathered* gathered);
   void Finish(Gathered* gathered);

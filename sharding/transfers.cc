@@ -1,8 +1,11 @@
 #include "sharding/transfers.h"
 
 #include <chrono>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <ATen/ATen.h>
 
@@ -11,6 +14,9 @@
 
 namespace graft::sharding {
 namespace {
+
+// No flow of a plan has it.
+constexpr int kConnectTag = 2 * (comm::TransferId::kMaxTensor + 1);
 
 uint32_t ShortHash(const Plan& plan) {
   return static_cast<uint32_t>(std::stoul(plan.Hash().substr(0, 8), nullptr, 16));
@@ -21,8 +27,30 @@ uint32_t ShortHash(const Plan& plan) {
 StageTransfers::StageTransfers(const Plan& plan, int stage, comm::Communicator& pipeline)
     : plan_(plan),
       stage_(stage),
+      pipeline_(pipeline),
       moves_device_memory_(std::string_view(pipeline.backend()) == "nccl"),
       link_(pipeline, ShortHash(plan)) {}
+
+void StageTransfers::Connect(torch::Device device) {
+  if (!moves_device_memory_) return;
+  std::set<std::pair<int, int>> ways;  // (from, to)
+  for (size_t part = 1; part < plan_.parts.size(); ++part) {
+    const int below = plan_.parts[part - 1].stage, above = plan_.parts[part].stage;
+    if (below == above) continue;
+    ways.emplace(below, above);
+    if (plan_.parts[part].input_gradient) ways.emplace(above, below);
+  }
+  std::vector<Transfer> open;
+  for (const auto& [from, to] : ways) {
+    if (from != stage_ && to != stage_) continue;
+    Transfer& transfer = open.emplace_back();
+    transfer.tensor = at::zeros({1}, torch::TensorOptions(torch::kUInt8).device(device));
+    const comm::Buffer data = BufferOf(transfer.tensor);
+    transfer.request = from == stage_ ? pipeline_.StartSend(data, to, kConnectTag)
+                                      : pipeline_.StartRecv(data, from, kConnectTag);
+  }
+  for (Transfer& transfer : open) transfer.request->Wait();
+}
 
 bool StageTransfers::Travels(const torch::Tensor& tensor) const {
   return tensor.is_cpu() || moves_device_memory_;

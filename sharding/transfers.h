@@ -34,6 +34,11 @@ class StageTransfers {
   // `plan` and `pipeline` (rank in it = stage) must outlive this object.
   StageTransfers(const Plan& plan, int stage, comm::Communicator& pipeline);
 
+  // Opens the ways between this stage and its neighbours' GPUs, while nothing else is under way
+  // (comm/transfer_queue.h); nothing to do where the ranks move host memory. Before the first step;
+  // all stages must call. Throws kind peer.
+  void Connect(torch::Device device);
+
   // Numbers the transfers of the step that follows; all stages must use the same.
   void BeginStep(int64_t step) { step_ = static_cast<uint64_t>(step); }
   // Posts the receive of a tensor like `buffer`, into it where the ranks move its memory; a GPU's
@@ -66,6 +71,7 @@ class StageTransfers {
 
   const Plan& plan_;
   const int stage_;
+  comm::Communicator& pipeline_;
   const bool moves_device_memory_;
   comm::StageLink link_;
   uint64_t step_ = 0;

@@ -75,6 +75,7 @@ struct ParallelSection {
   std::string device = "auto";
   std::string backend = "auto";
   int64_t threads = 0;
+  bool reserve_memory = false;
   void Visit(FieldVisitor& visitor);
 
   int64_t world() const { return data * pipeline; }

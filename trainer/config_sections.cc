@@ -83,6 +83,10 @@ void ParallelSection::Visit(FieldVisitor& v) {
   v.Text({"backend", "how ranks talk; auto = nccl on GPUs, else mpi"}, &backend,
          {"auto", "mpi", "nccl"});
   v.Int({"threads", "CPU threads of each rank; 0 = cores / ranks on the node"}, &threads, 0, 4096);
+  v.Bool({"reserve_memory",
+          "on a GPU: take the memory that `plan` predicts before the first step, so that none is "
+          "allocated in steps and too little is an error at the start"},
+         &reserve_memory);
 }
 
 void OptimSection::Visit(FieldVisitor& v) {

@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <vector>
 
+#include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "comm/agree.h"
 #include "comm/launcher.h"
 
@@ -103,6 +105,39 @@ absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Comm
   const torch::Device device(torch::kCUDA, static_cast<torch::DeviceIndex>(place.rank_on_node));
   c10::impl::getDeviceGuardImpl(torch::kCUDA)->setDevice(device);
   return device;
+}
+
+DeviceMemory DeviceMemoryOf(torch::Device device) {
+  c10::DeviceAllocator* const allocator = at::getDeviceAllocator(device.type());
+  const auto stats = allocator->getDeviceStats(device.index());
+  const auto [free, total] = allocator->getMemoryInfo(device.index());
+  return {
+      .held = stats.reserved_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+                  .current,
+      .free = static_cast<int64_t>(free),
+      .total = static_cast<int64_t>(total)};
+}
+
+absl::Status CheckFits(int64_t predicted, const DeviceMemory& now) {
+  if (predicted <= now.held + now.free) return absl::OkStatus();
+  return RecipeError(absl::StrCat(
+      "GPU memory: predicted ", FormatBytes(predicted), ", this rank holds ", FormatBytes(now.held),
+      " and ", FormatBytes(now.free), " of ", FormatBytes(now.total),
+      " are free; smaller: optim.micro_batch, model.recompute: layer, model.quantize, "
+      "parallel.pipeline, parallel.shard_weights"));
+}
+
+absl::Status ReserveDeviceBytes(torch::Device device, int64_t bytes) {
+  if (bytes <= 0) return absl::OkStatus();
+  try {
+    const torch::Tensor piece =
+        at::empty({bytes}, torch::TensorOptions(torch::kUInt8).device(device));
+  } catch (const c10::OutOfMemoryError& error) {
+    return RecipeError(absl::StrCat(
+        "parallel.reserve_memory: ", FormatBytes(bytes),
+        " more are predicted, the GPU has no such piece: ", error.what_without_backtrace()));
+  }
+  return absl::OkStatus();
 }
 
 int64_t PeakDeviceBytes(torch::Device device) {

@@ -25,4 +25,18 @@ int64_t PeakDeviceBytes(torch::Device device);
 int64_t PeakTensorBytes(torch::Device device);
 void ResetPeakTensorBytes(torch::Device device);
 
+struct DeviceMemory {
+  int64_t held = 0;   // by LibTorch's allocator in this process
+  int64_t free = 0;   // that nobody has
+  int64_t total = 0;  // of the GPU
+};
+DeviceMemory DeviceMemoryOf(torch::Device device);
+// Kind recipe when a run for which `predicted` bytes are predicted does not fit beside what others
+// have: names predicted, held and free memory and the keys that make it smaller.
+absl::Status CheckFits(int64_t predicted, const DeviceMemory& now);
+// Takes `bytes` more from a GPU in one piece and gives them to LibTorch's allocator, which cuts
+// what it is asked for from them. Nothing for bytes <= 0. Kind recipe where the GPU does not have
+// them.
+absl::Status ReserveDeviceBytes(torch::Device device, int64_t bytes);
+
 }  // namespace graft::trainer

@@ -246,6 +246,9 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->LoadStage(recipe, purpose)));
+  // Nobody computes yet: what NCCL does to connect stops the device.
+  model->executor_->Connect();
+  if (model->shards_ != nullptr) model->shards_->Connect();
   model->ReportQuantization(recipe);
   if (model->method().trains_backbone()) {
     model->shared_weights_ =

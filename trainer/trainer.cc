@@ -102,14 +102,25 @@ int64_t Trainer::ReceivedWeightBytes() const {
 
 std::vector<models::MicroBatch> Trainer::CollateStep() {
   const StepTrace::Scope scope(trace_.get(), "collate", "data");
-  std::vector<models::MicroBatch> micro_batches;
-  for (const std::vector<int64_t>& samples :
-       batches_->MicroBatches(state_.step, model_->data_rank())) {
-    micro_batches.push_back(
-        Collate(*train_data_, samples, state_.step + 1, static_cast<int64_t>(micro_batches.size()),
-                model_->method().virtual_rows(), model_->config().decoder_start_token_id));
-  }
+  std::vector<models::MicroBatch> micro_batches =
+      batch_ahead_.Take(state_.step, CollationOf(state_.step));
+  // On a CPU a thread beside the step's would take a core from it.
+  const int64_t next = state_.step + 1;
+  if (!model_->device().is_cpu() && next < total_steps())
+    batch_ahead_.Start(next, CollationOf(next));
   return micro_batches;
+}
+
+BatchAhead::Collation Trainer::CollationOf(int64_t step) {
+  return [this, step, all = batches_->MicroBatches(step, model_->data_rank())] {
+    std::vector<models::MicroBatch> micro_batches;
+    for (const std::vector<int64_t>& samples : all) {
+      micro_batches.push_back(
+          Collate(*train_data_, samples, step + 1, static_cast<int64_t>(micro_batches.size()),
+                  model_->method().virtual_rows(), model_->config().decoder_start_token_id));
+    }
+    return micro_batches;
+  };
 }
 
 // A GPU's gradients go through host memory where no NCCL group moves them.

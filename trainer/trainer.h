@@ -20,6 +20,7 @@
 #include "comm/world.h"
 #include "sharding/checkpoint.h"
 #include "trainer/config.h"
+#include "trainer/data/batch_ahead.h"
 #include "trainer/data/batch_plan.h"
 #include "trainer/data/dataset.h"
 #include "trainer/evaluator.h"
@@ -73,6 +74,8 @@ class Trainer {
   // All ranks have worked out the same operations in the same order.
   absl::Status CheckStepPlan();
   absl::Status PredictMemory(const WorkShape& shape);
+  // Of a GPU: warns where the prediction does not fit; with parallel.reserve_memory takes it all.
+  absl::Status ReserveMemory();
   absl::Status OpenCheckpoints();
   absl::Status Restore();
   absl::Status OpenMetrics();
@@ -81,6 +84,7 @@ class Trainer {
   // One step of the page.
   TrainRecord TrainStep();
   std::vector<models::MicroBatch> CollateStep();
+  BatchAhead::Collation CollationOf(int64_t step);
   int64_t ReceivedWeightBytes() const;  // by this rank so far, with parallel.shard_weights
   void ReduceGradients();
   comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
@@ -127,6 +131,7 @@ class Trainer {
   std::shared_ptr<const Dataset> train_data_, eval_data_;
   std::unique_ptr<BatchPlan> batches_;
   std::unique_ptr<LoadedModel> model_;
+  BatchAhead batch_ahead_;  // reads train_data_ and model_
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<comm::FlatReducer> reducer_;
   std::unique_ptr<FrozenWatch> frozen_;

@@ -12,6 +12,7 @@
 #include "comm/agree.h"
 #include "sharding/buffer.h"
 #include "sharding/step_plan.h"
+#include "trainer/device.h"
 #include "trainer/fingerprint.h"
 #include "trainer/memory.h"
 #include "trainer/open_data.h"
@@ -163,6 +164,7 @@ absl::Status Trainer::LoadModel() {
         recipe_.log.trace);
   }
   GRAFT_RETURN_IF_ERROR(Agree(PredictMemory(shape)));
+  GRAFT_RETURN_IF_ERROR(Agree(ReserveMemory()));
   return CheckStepPlan();
 }
 
@@ -175,6 +177,19 @@ absl::Status Trainer::PredictMemory(const WorkShape& shape) {
                          sharding::EstimatePlan(model_->config(), model_->plan(), work));
   for (const sharding::StageEstimate& stage : estimate.stages)
     predicted_memory_.push_back(static_cast<int64_t>(stage.memory.total()));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::ReserveMemory() {
+  const torch::Device device = model_->device();
+  if (device.is_cpu()) return absl::OkStatus();
+  const DeviceMemory now = DeviceMemoryOf(device);
+  const absl::Status fits = CheckFits(predicted_memory_, now);
+  if (recipe_.parallel.reserve_memory) {
+    GRAFT_RETURN_IF_ERROR(fits);
+    return ReserveDeviceBytes(device, predicted_memory_ - now.held);
+  }
+  if (!fits.ok()) LOG(WARNING) << fits.message();
   return absl::OkStatus();
 }
 

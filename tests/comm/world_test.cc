@@ -87,7 +87,8 @@ TEST(World, VersionsNameTheLibraries) {
 
 // Without NCCL or without that device: a recipe error in place of a crash.
 TEST(World, NcclOnADeviceThatIsNotThereIsARecipeError) {
-  const auto made = MakeNcclCommunicator(std::move(MakeLocalCommunicators(1)[0]), 4096);
+  const auto made =
+      MakeNcclCommunicator(std::move(MakeLocalCommunicators(1)[0]), 4096, NcclTransfers::kTogether);
   EXPECT_EQ(KindOf(made.status()), ErrorKind::kRecipe);
   EXPECT_NE(std::string(made.status().message()).find("nccl"), std::string::npos);
 }

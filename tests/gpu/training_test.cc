@@ -1,0 +1,83 @@
+// Parts of the training side that only a GPU shows: the memory taken at the start, and LoRA's
+// shared products in bfloat16.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "adapters/lora_function.h"
+#include "adapters/lora_together.h"
+#include "base/status.h"
+#include "tests/adapters/testing.h"
+#include "trainer/device.h"
+
+namespace graft {
+namespace {
+
+const torch::Device kGpu(torch::kCUDA, 0);
+
+TEST(ReservedMemory, IsWhatStepsAllocateFrom) {
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  const int64_t before = trainer::DeviceMemoryOf(kGpu).held;
+  ASSERT_TRUE(trainer::ReserveDeviceBytes(kGpu, kBytes).ok());
+  const trainer::DeviceMemory reserved = trainer::DeviceMemoryOf(kGpu);
+  EXPECT_GE(reserved.held, before + kBytes);
+  std::vector<torch::Tensor> blocks;
+  for (int i = 0; i < 60; ++i)
+    blocks.push_back(
+        at::empty({(12 << 20) + 1000 * i}, torch::TensorOptions(kGpu).dtype(torch::kUInt8)));
+  EXPECT_EQ(trainer::DeviceMemoryOf(kGpu).held, reserved.held);
+}
+
+TEST(ReservedMemory, MoreThanTheGpuHasIsARecipeError) {
+  const trainer::DeviceMemory now = trainer::DeviceMemoryOf(kGpu);
+  EXPECT_GT(now.total, 0);
+  EXPECT_LE(now.free, now.total);
+  EXPECT_EQ(KindOf(trainer::ReserveDeviceBytes(kGpu, now.total)), ErrorKind::kRecipe);
+  EXPECT_EQ(KindOf(trainer::CheckFits(now.total + 1, now)), ErrorKind::kRecipe);
+}
+
+TEST(LoraTogether, GivesWhatSeparateProductsGiveInBfloat16) {
+  at::manual_seed(7);
+  const auto bfloat16 = torch::TensorOptions(kGpu).dtype(torch::kBFloat16);
+  const auto float32 = torch::TensorOptions(kGpu).dtype(torch::kFloat32);
+  const torch::Tensor x = at::randn({300, 512}, bfloat16).requires_grad_();
+  std::vector<torch::Tensor> a, b;
+  for (const int64_t out : {512, 128, 128}) {
+    a.push_back((at::randn({16, 512}, float32) / 20).requires_grad_());
+    b.push_back((at::randn({out, 16}, float32) / 4).requires_grad_());
+  }
+  const auto run = [&](bool together) {
+    const adapters::LoraTogether shared(a, torch::kBFloat16);
+    models::SiteContext context;
+    torch::Tensor loss = at::zeros({}, float32);
+    std::vector<torch::Tensor> results;
+    for (size_t i = 0; i < a.size(); ++i) {
+      torch::Tensor y = at::ones({300, b[i].size(0)}, bfloat16);
+      if (together) {
+        const auto t = shared.Project(i, {x, nullptr}, context);
+        EXPECT_TRUE(t.has_value());
+        y = adapters::AddProjected(y, *t, b[i], 2.0);
+      } else {
+        y = adapters::LoraEdit({x, nullptr}, y, a[i], b[i],
+                               {2.0, std::nullopt, torch::kBFloat16, {}});
+      }
+      results.push_back(y.detach());
+      loss =
+          loss + (y.to(torch::kFloat32) * at::cos(at::arange(y.numel(), float32)).view_as(y)).sum();
+    }
+    std::vector<torch::Tensor> leaves = {x};
+    leaves.insert(leaves.end(), a.begin(), a.end());
+    leaves.insert(leaves.end(), b.begin(), b.end());
+    for (const torch::Tensor& gradient : torch::autograd::grad({loss}, leaves))
+      results.push_back(gradient);
+    return results;
+  };
+  const auto want = run(false), got = run(true);
+  for (size_t i = 0; i < want.size(); ++i)
+    EXPECT_LT(adapters::RelativeError(got[i].to(torch::kFloat32), want[i].to(torch::kFloat32)),
+              1e-2)
+        << i;
+}
+
+}  // namespace
+}  // namespace graft
