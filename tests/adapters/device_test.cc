@@ -1,8 +1,8 @@
 // The way of devices other than the host, without one: its arithmetic on host tensors against the
 // host's own loops. tests/gpu has the same rows on a GPU.
+#include "models/device.h"
 #include "adapters/dropout.h"
 #include "adapters/row_tables.h"
-#include "models/device.h"
 #include "models/gpu_kernels.h"
 #include "tests/adapters/backbone_contract.h"
 

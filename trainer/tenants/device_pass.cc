@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "base/logging.h"
+#include "base/status.h"
 #include "trainer/token_choice.h"
 
 namespace graft::trainer {
@@ -46,22 +47,32 @@ DevicePass::Result DevicePass::Run(const models::MicroBatch& batch, const models
 
 GraphUse DevicePass::RunRecorded(const std::function<Outputs()>& forward, Recorded* recorded,
                                  Outputs* outputs) {
-  GraphUse use = GraphUse::kReplayed;
-  if (recorded->graph == nullptr) {
-    if (!std::exchange(recorded->seen, true)) return GraphUse::kNone;
-    auto graph =
-        models::GpuGraph::Record(backbone_.device(), [&] { recorded->outputs = forward(); });
-    if (!graph.ok()) {
-      LOG(WARNING) << "decoding without CUDA graphs: " << graph.status().message();
-      graphs_ = false;
-      return GraphUse::kNone;
-    }
-    recorded->graph = *std::move(graph);
-    use = GraphUse::kRecorded;
+  if (recorded->graph != nullptr) {
+    recorded->graph->Launch();
+    *outputs = recorded->outputs;
+    return GraphUse::kReplayed;
   }
+  if (!std::exchange(recorded->seen, true)) return GraphUse::kNone;
+  const absl::Status status = Record(forward, recorded);
+  if (status.ok()) {
+    *outputs = recorded->outputs;
+    return GraphUse::kRecorded;
+  }
+  LOG(WARNING) << "decoding without CUDA graphs: " << status.message();
+  graphs_ = false;
+  recorded->graph.reset();
+  return GraphUse::kNone;  // the step runs again, over what this one may have written
+}
+
+absl::Status DevicePass::Record(const std::function<Outputs()>& forward, Recorded* recorded) {
+  torch::Tensor launched;  // the tokens of the run in front of the recorded one
+  GRAFT_ASSIGN_OR_RETURN(recorded->graph, models::GpuGraph::Record(backbone_.device(), [&] {
+                           recorded->outputs = forward();
+                           if (!launched.defined()) launched = recorded->outputs.tokens;
+                         }));
   recorded->graph->Launch();
-  *outputs = recorded->outputs;
-  return use;
+  if (HostTokens(recorded->outputs.tokens) == HostTokens(launched)) return absl::OkStatus();
+  return BugError("a replay gave other tokens than the launches that were recorded");
 }
 
 void DevicePass::CopyInputs(const models::MicroBatch& batch) {

@@ -11,6 +11,7 @@
 
 #include <torch/types.h>
 
+#include "absl/status/status.h"
 #include "models/backbone.h"
 #include "models/gpu_graph.h"
 #include "models/site.h"
@@ -53,8 +54,12 @@ class DevicePass {
   void CopyInputs(const models::MicroBatch& batch);
   Outputs Forward(const models::MicroBatch& batch, const models::SiteTable* guests,
                   models::SequenceStates& states);
+  // Replays, or records what comes a second time; kNone: neither.
   GraphUse RunRecorded(const std::function<Outputs()>& forward, Recorded* recorded,
                        Outputs* outputs);
+
+  // Recorded, replayed once, and found to give the same tokens.
+  absl::Status Record(const std::function<Outputs()>& forward, Recorded* recorded);
 
   models::Backbone& backbone_;
   models::KvCache& cache_;

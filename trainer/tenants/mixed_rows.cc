@@ -17,6 +17,8 @@ using models::SiteInput;
 using Wave = MixedRows::Wave;
 using SharedInput = MixedRows::SharedInput;
 
+constexpr size_t kMaxLayouts = 256;  // whose tables' memory is kept: at most some MB each
+
 // What `edit` makes of t as contiguous float32, in the dtype of t.
 template <typename Edit>
 torch::Tensor InFloat(const torch::Tensor& t, const Edit& edit) {
@@ -221,12 +223,15 @@ void MixedRows::PlaceTables(bool calls_hooks) {
   const adapters::RowTables& tables = device_edits_->tables();
   if (!tables.by_address()) return;
   std::vector<int64_t> layout = device_edits_->Layout();
+  if (table_memory_.size() >= kMaxLayouts) table_memory_.clear();
   torch::Tensor& memory = table_memory_[layout];
   const torch::Tensor contents = torch::tensor(tables.contents(), torch::kInt64);
   if (!memory.defined()) memory = at::empty_like(contents, at::device(device_));
   memory.copy_(contents.pin_memory(), /*non_blocking=*/true);
   device_edits_->PlaceAt(memory);
-  if (!calls_hooks) layout_ = std::move(layout);
+  if (calls_hooks) return;
+  layout.push_back(static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory.const_data_ptr())));
+  layout_ = std::move(layout);
 }
 
 void MixedRows::AddOnDevice(const TenantRows& rows, const DeviceEdits::Key& key,
