@@ -59,10 +59,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
   if part pipeline; then
     # Past 25 s in a step the watchdog writes what each rank did last and ends the run.
     watched='{"watchdog": {"step_seconds": 25}, "log": {"trace": 3}}'
-    NCCL_DEBUG=INFO curves pipeline 60 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45 || {
+    NCCL_DEBUG=INFO curves pipeline 75 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45 || {
       tar czf "$folder/pipeline-ranks.tgz" -C "$folder/pipeline" --exclude checkpoints --exclude tiny .
       # The same with all kernels loaded at the start: passes when loading them is what stops the ranks.
-      CUDA_MODULE_LOADING=EAGER curves pipeline-eager 60 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45
+      CUDA_MODULE_LOADING=EAGER curves pipeline-eager 75 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45
     }
   fi
   if part curves; then
