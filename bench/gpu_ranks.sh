@@ -1,6 +1,6 @@
 #!/bin/bash
-# What two ranks that share one GPU do, and what the training step costs with its switches on and off, in under 6 minutes on an
-# H200: the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
+# What two ranks that share one GPU do, and what the training step costs with its switches on and off, sized for 6 minutes
+# on an H200 (not run there yet): the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
 # layout over nccl and mpi, speed and memory. Each part has a time limit of its own, goes on after a failure and leaves its
 # result in FOLDER when it ends: *.log, curves.log, compare.jsonl, and of the first pipeline what each rank did last.
 # Usage: gpu_ranks.sh FOLDER PYTHON BUNDLE TORCH_FOLDER
@@ -59,10 +59,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
   if part pipeline; then
     # Past 25 s in a step the watchdog writes what each rank did last and ends the run.
     watched='{"watchdog": {"step_seconds": 25}, "log": {"trace": 3}}'
-    NCCL_DEBUG=INFO curves pipeline 60 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45 || {
+    NCCL_DEBUG=INFO curves pipeline 75 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45 || {
       tar czf "$folder/pipeline-ranks.tgz" -C "$folder/pipeline" --exclude checkpoints --exclude tiny .
       # The same with all kernels loaded at the start: passes when loading them is what stops the ranks.
-      CUDA_MODULE_LOADING=EAGER curves pipeline-eager 60 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45
+      CUDA_MODULE_LOADING=EAGER curves pipeline-eager 75 --layouts pipeline --backends nccl --recipe "$watched" --run-seconds 45
     }
   fi
   if part curves; then

@@ -138,7 +138,7 @@ class FakeDeviceGroup : public comm::Communicator {
       const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
       while (!Test()) {
         if (std::chrono::steady_clock::now() > end) throw StatusError(PeerError("no answer"));
-        std::this_thread::yield();
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
       }
     }
 

@@ -83,7 +83,7 @@ std::string Name(const Layout& layout) {
 TEST(StalledHosts, NeverWaitForEachOther) {
   std::vector<Layout> layouts;
   for (const int stages : {2, 3, 4}) {
-    for (const int m : {1, 4, 6}) {
+    for (const int m : {1, 2, 4, 5, 8}) {
       layouts.push_back({ScheduleKind::kGPipe, stages, 1, m});
       layouts.push_back({ScheduleKind::k1F1B, stages, 1, m});
       if (m % stages == 0 && stages != 3)
