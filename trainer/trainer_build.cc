@@ -184,10 +184,11 @@ absl::Status Trainer::ReserveMemory() {
   const torch::Device device = model_->device();
   if (device.is_cpu()) return absl::OkStatus();
   const DeviceMemory now = DeviceMemoryOf(device);
-  const absl::Status fits = CheckFits(predicted_memory_, now);
+  const int64_t predicted = predicted_memory_[static_cast<size_t>(model_->stage_index())];
+  const absl::Status fits = CheckFits(predicted, now);
   if (recipe_.parallel.reserve_memory) {
     GRAFT_RETURN_IF_ERROR(fits);
-    return ReserveDeviceBytes(device, predicted_memory_ - now.held);
+    return ReserveDeviceBytes(device, predicted - now.held);
   }
   if (!fits.ok()) LOG(WARNING) << fits.message();
   return absl::OkStatus();
