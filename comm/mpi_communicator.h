@@ -10,7 +10,7 @@
 
 namespace graft::comm {
 
-// Initialises MPI (MPI_THREAD_FUNNELED) and returns all its ranks. Call once, from the main thread.
+// Initialises MPI (MPI_THREAD_SERIALIZED) and returns all its ranks. Call once, from the main thread.
 // Errors: kind peer.
 absl::StatusOr<std::unique_ptr<Communicator>> InitialiseMpi();
 // MPI_Finalize; blocks until all ranks call it.

@@ -20,7 +20,8 @@ struct MpiOptions {
 
 // Talks over a duplicate of `comm`, so that messages never meet those of the caller; the caller
 // keeps `comm` and its error handler. MPI must be initialised with MPI_THREAD_FUNNELED or more and
-// only the main thread may use the result (Abort: any thread). Destroy it before MPI_Finalize.
+// only the main thread may use the result (Abort: any thread); a trainer that shares frozen weights
+// on GPUs needs MPI_THREAD_SERIALIZED. Destroy it before MPI_Finalize.
 // Collective over `comm`; errors: kind peer.
 std::unique_ptr<Communicator> AdoptMpi(MPI_Comm comm, const MpiOptions& options = {});
 
