@@ -10,8 +10,8 @@
 
 namespace graft::comm {
 
-// Initialises MPI (MPI_THREAD_SERIALIZED) and returns all its ranks. Call once, from the main thread.
-// Errors: kind peer.
+// Initialises MPI (MPI_THREAD_SERIALIZED) and returns all its ranks. Call once, from the main
+// thread. Errors: kind peer.
 absl::StatusOr<std::unique_ptr<Communicator>> InitialiseMpi();
 // MPI_Finalize; blocks until all ranks call it.
 void FinaliseMpi();

@@ -47,8 +47,8 @@ struct ControlVector {
   double communication_seconds = 0;
 };
 
-// All ranks of `world` must call. `by_rank` (may be null) gets what each rank filled in. Throws kind
-// peer.
+// All ranks of `world` must call. `by_rank` (may be null) gets what each rank filled in. Throws
+// kind peer.
 ControlVector ReduceControl(Communicator& world, const ControlVector& mine,
                             std::vector<ControlVector>* by_rank = nullptr);
 

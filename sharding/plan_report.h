@@ -21,7 +21,8 @@ struct PlanWork {
   int micro_batches = 1;        // per rank and step
   int64_t sequence_length = 0;  // S
   MemoryShape shape;            // of a micro-batch and of the weights
-  // By layer: numbers that the adapter's edits keep for each row (Method::KeptPerRow); empty = none.
+  // By layer: numbers that the adapter's edits keep for each row (Method::KeptPerRow); empty =
+  // none.
   std::vector<int64_t> kept_per_row;
   // A prompt encoder on the stage of the embedding: frozen parameters, or those of `trainable` that
   // are its own, and its FLOP for one micro-batch.

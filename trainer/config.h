@@ -176,8 +176,8 @@ struct ExportSection {
   void Visit(FieldVisitor& visitor);
 };
 
-// What `graft bench tenants` measures (trainer/tenants/bench.h): every method with every combination
-// of batch, mix, prompt and new_tokens.
+// What `graft bench tenants` measures (trainer/tenants/bench.h): every method with every
+// combination of batch, mix, prompt and new_tokens.
 struct TenantsSection {
   std::vector<std::string> methods = {"lora", "fanlora",       "para", "red",
                                       "ia3",  "prompt_tuning", "lopa", "idpg"};

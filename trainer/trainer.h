@@ -137,8 +137,8 @@ class Trainer {
   std::unique_ptr<FrozenWatch> frozen_;
   std::unique_ptr<StepTrace> trace_;  // log.trace; gone when it is written
   std::unique_ptr<SampleFlop> flop_;
-  int64_t program_bytes_ = 0;              // before anything was loaded
-  std::vector<int64_t> predicted_memory_;  // bytes, by stage
+  int64_t program_bytes_ = 0;                        // before anything was loaded
+  std::vector<int64_t> predicted_memory_;            // bytes, by stage
   absl::Status frozen_status_;                       // of this rank's weights, from the last step
   Stopwatch frozen_clock_;                           // since the last look at them
   bool broken_ = false;                              // on any rank, as reduced
