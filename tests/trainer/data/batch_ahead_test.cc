@@ -22,7 +22,6 @@ std::vector<models::MicroBatch> BatchesOf(int64_t step) {
 }
 
 TEST(BatchAhead, GivesEachStepItsOwnBatchesInOrder) {
-  BatchAhead ahead;
   std::atomic<int> on_main_thread = 0;
   const std::thread::id main_thread = std::this_thread::get_id();
   const auto of = [&](int64_t step) -> BatchAhead::Collation {
@@ -31,6 +30,7 @@ TEST(BatchAhead, GivesEachStepItsOwnBatchesInOrder) {
       return BatchesOf(step);
     };
   };
+  BatchAhead ahead;  // goes first: it reads what stands above until then
   for (int64_t step = 3; step < 40; ++step) {
     const std::vector<models::MicroBatch> got = ahead.Take(step, of(step));
     ahead.Start(step + 1, of(step + 1));
