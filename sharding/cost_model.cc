@@ -82,7 +82,8 @@ double LargestMatrixBytes(const ModelConfig& config, int64_t element_bytes) {
   return static_cast<double>(element_bytes * largest);
 }
 
-// A chunk of logits, its gradient in the model's numbers, and what a trained head adds.
+// A chunk of float32 logits, which their gradient replaces, the product in the model's numbers, and
+// what a trained head adds.
 double HeadWorkspace(const ModelConfig& config, const MemoryShape& shape) {
   const int64_t limit = shape.on_gpu ? kGpuLossChunkBytes : kLossChunkBytes;
   const int64_t positions = std::clamp<int64_t>(
@@ -90,9 +91,9 @@ double HeadWorkspace(const ModelConfig& config, const MemoryShape& shape) {
   // A bfloat16 product is copied to float32 numbers. On a CPU's heap its place is mostly taken out
   // of what the float32 numbers of the chunk before have left, so that the next ones find no room
   // there: measured, one chunk of them more.
-  const int64_t hole = !shape.on_gpu && shape.element_bytes < 4 ? 4 : 0;
-  const auto logits =
-      static_cast<double>(positions * config.vocab_size * (shape.element_bytes + 4 + hole));
+  int64_t copies = 0;
+  if (shape.element_bytes < 4) copies = shape.element_bytes + (shape.on_gpu ? 0 : 4);
+  const auto logits = static_cast<double>(positions * config.vocab_size * (4 + copies));
   if (!shape.trains_backbone) return logits;
   // The gradient of the projection is made beside the loss.
   return logits + 4.0 * static_cast<double>(HeadMatmulParameters(config));

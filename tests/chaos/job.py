@@ -17,6 +17,7 @@ TIMES = {
     "step_seconds",
     "tokens_per_second",
     "peak_memory_bytes",
+    "stage_peak_memory_bytes",
     "bubble_fraction",
     "communication_seconds",
     "model_flops_per_second",

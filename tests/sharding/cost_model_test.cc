@@ -115,7 +115,7 @@ TEST(CostModel, MemoryOfOneRank) {
   EXPECT_EQ(memory.adapters, 28.0 * 2442240);
   EXPECT_EQ(memory.activations, 1024.0 * 30 * (2 * 11520 + 44));
   EXPECT_EQ(memory.boundaries, 0);
-  EXPECT_EQ(memory.head, 341.0 * 49152 * 8);  // 64 MiB of logits
+  EXPECT_EQ(memory.head, 341.0 * 49152 * 4);  // 64 MiB of logits
   EXPECT_EQ(memory.workspace, 1024.0 * 4 * 4 * (576 + 1536));
   EXPECT_EQ(memory.total(), memory.frozen + memory.adapters + memory.activations + memory.head);
 
