@@ -39,8 +39,9 @@ class Ia3Hook : public models::SiteHook {
     return scales_input_ ? y : Scale({y, nullptr});
   }
   models::RowEdit EditOfRow() const override {
-    return {
-        .kind = models::RowEdit::Kind::kVectors, .at_input = scales_input_, .scale = l_.view({-1})};
+    return {.kind = models::RowEdit::Kind::kVectors,
+            .at_input = scales_input_,
+            .scale = l_.view({-1})};
   }
 
  private:
