@@ -14,21 +14,6 @@ using ::testing::HasSubstr;
 
 constexpr double kScale = 0.75;
 
-// Rebuilds x and counts how often.
-class CountingRebuilder : public models::Rebuilder {
- public:
-  explicit CountingRebuilder(torch::Tensor x) : x_(std::move(x)) {}
-  torch::Tensor Get() override {
-    ++calls;
-    return x_;
-  }
-  void Release() override {}
-  int calls = 0;
-
- private:
-  torch::Tensor x_;
-};
-
 struct Case {
   explicit Case(at::ScalarType dtype, at::ScalarType master = at::kFloat) {
     at::manual_seed(11);

@@ -10,20 +10,6 @@ namespace {
 
 constexpr double kScales[] = {0.75, 2.0, 1.0};
 
-class CountingRebuilder : public models::Rebuilder {
- public:
-  explicit CountingRebuilder(torch::Tensor x) : x_(std::move(x)) {}
-  torch::Tensor Get() override {
-    ++calls;
-    return x_;
-  }
-  void Release() override {}
-  int calls = 0;
-
- private:
-  torch::Tensor x_;
-};
-
 // Three linears of different ranks and widths on one input.
 struct Linears {
   Linears(at::ScalarType dtype, at::ScalarType master) {

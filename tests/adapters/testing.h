@@ -94,6 +94,21 @@ struct ToyModel {
   }
 };
 
+// Rebuilds x and counts how often.
+class CountingRebuilder : public models::Rebuilder {
+ public:
+  explicit CountingRebuilder(torch::Tensor x) : x_(std::move(x)) {}
+  torch::Tensor Get() override {
+    ++calls;
+    return x_;
+  }
+  void Release() override {}
+  int calls = 0;
+
+ private:
+  torch::Tensor x_;
+};
+
 // Samples of these lengths, ids from `first_id`; the first half of each is its prompt.
 inline models::MicroBatch BatchOf(const std::vector<int64_t>& lengths, int64_t first_id = 0,
                                   int64_t step = 1) {

@@ -29,16 +29,8 @@ TEST_P(DeviceEngineTest, TheLoopAnswersAsTheTables) {
   Server server(GetParam());
   server.AddAll();
   const std::vector<TenantRequest> requests = MakeRequests(server, 2);
-  std::vector<std::vector<std::vector<int64_t>>> answers;
-  for (const TenantKernel kernel : {TenantKernel::kGrouped, TenantKernel::kLoop}) {
-    Engine engine(*server.backbone, server.tenants,
-                  {.width = 20, .end_tokens = kEndTokens, .kernel = kernel});
-    for (const TenantRequest& request : requests) ASSERT_THAT(engine.Submit(request), IsOk());
-    answers.emplace_back(requests.size());
-    for (const TenantAnswer& answer : RunAll(&engine))
-      answers.back()[static_cast<size_t>(answer.id)] = answer.tokens;
-  }
-  EXPECT_EQ(answers[0], answers[1]);
+  EXPECT_EQ(AnswersTogether(&server, requests, TenantKernel::kGrouped),
+            AnswersTogether(&server, requests, TenantKernel::kLoop));
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DeviceEngineTest, ::testing::Values("llama-tiny", "gpt2-tiny"),

@@ -144,6 +144,19 @@ inline std::vector<std::vector<int64_t>> AnswersAlone(Server* server,
   return answers;
 }
 
+// The tokens of each request, all of them in the rows of one engine.
+inline std::vector<std::vector<int64_t>> AnswersTogether(Server* server,
+                                                         const std::vector<TenantRequest>& requests,
+                                                         TenantKernel kernel) {
+  Engine engine(*server->backbone, server->tenants,
+                {.width = 20, .end_tokens = kEndTokens, .kernel = kernel});
+  for (const TenantRequest& request : requests) EXPECT_THAT(engine.Submit(request), IsOk());
+  std::vector<std::vector<int64_t>> answers(requests.size());
+  for (const TenantAnswer& answer : RunAll(&engine))
+    answers[static_cast<size_t>(answer.id)] = answer.tokens;
+  return answers;
+}
+
 // One random run of some of the requests: they arrive in any order at any time, in batches of any
 // width, while tenants are unloaded and loaded again under a budget that makes them evict each
 // other.
