@@ -1,5 +1,6 @@
 // How communicators book their operations in the flight recorder: a scope around a collective, a
-// wrapper around a transfer's request. Used by the backends; without a recorder both cost nothing.
+// wrapper around the request of what was started. Used by the backends; without a recorder both
+// cost nothing.
 #pragma once
 
 #include <cstdint>
@@ -28,5 +29,10 @@ class BookedCollective {
 std::unique_ptr<Request> BookTransfer(Communicator& comm, const char* operation,
                                       const Buffer& buffer, int peer,
                                       std::unique_ptr<Request> request);
+// The operation of StartAllReduce where it runs beside what the caller does.
+inline constexpr char kStartedAllReduce[] = "StartAllReduce";
+// The same for a collective that has just been started and is waited for later.
+std::unique_ptr<Request> BookStarted(Communicator& comm, const char* operation,
+                                     const Buffer& buffer, std::unique_ptr<Request> request);
 
 }  // namespace graft::comm

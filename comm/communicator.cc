@@ -1,9 +1,34 @@
 #include "comm/communicator.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "comm/flight_recorder.h"
 
 namespace graft::comm {
+namespace {
+
+class DeferredAllReduce : public Request {
+ public:
+  DeferredAllReduce(Communicator& comm, Buffer inout, ReduceOp op)
+      : comm_(comm), inout_(inout), op_(op) {}
+
+  bool Test() override {
+    Wait();
+    return true;
+  }
+  void Wait() override {
+    if (!std::exchange(done_, true)) comm_.AllReduce(inout_, op_);
+  }
+
+ private:
+  Communicator& comm_;
+  const Buffer inout_;
+  const ReduceOp op_;
+  bool done_ = false;
+};
+
+}  // namespace
 
 std::size_t SizeOf(DType type) {
   switch (type) {
@@ -19,6 +44,10 @@ std::size_t SizeOf(DType type) {
       return 8;
   }
   return 0;
+}
+
+std::unique_ptr<Request> Communicator::StartAllReduce(Buffer inout, ReduceOp op) {
+  return std::make_unique<DeferredAllReduce>(*this, inout, op);
 }
 
 void Communicator::OpenBook(FlightRecorder* recorder, const std::string& name) {

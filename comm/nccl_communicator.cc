@@ -1,5 +1,6 @@
 #include "comm/nccl_communicator.h"
 
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -50,6 +51,7 @@ class NcclCommunicator : public Communicator {
   const std::string& name() const override { return host_->name(); }
   const char* backend() const override { return "nccl"; }
   void AllReduce(Buffer inout, ReduceOp op) override;
+  std::unique_ptr<Request> StartAllReduce(Buffer inout, ReduceOp op) override;
   void Broadcast(Buffer inout, int root) override;
   void AllGather(Buffer in, Buffer out) override;
   void Barrier() override;
@@ -60,10 +62,14 @@ class NcclCommunicator : public Communicator {
 
  private:
   friend class NcclRequest;
+  friend class NcclStarted;
   using Call = std::function<ncclResult_t(ncclComm_t, cudaStream_t)>;
   void CheckBuffer(const char* operation, const Buffer& buffer) const;
+  // Hands a collective to NCCL, behind what the default stream has been given so far.
+  void Issue(const char* operation, const Call& call);
   // Issues a collective and waits until the device has done it.
   void Run(const char* operation, const Call& call);
+  Call AllReduceCall(const Buffer& inout, ReduceOp op) const;  // checked
   // Polls `done`, moving all channels on; aborts NCCL and throws kind peer past the timeout.
   template <typename Done>
   void WaitUntil(const char* operation, const std::vector<int>& peers, Done done);
@@ -112,6 +118,31 @@ class NcclRequest : public Request {
   const int peer_;
   const std::shared_ptr<NcclTransfer> transfer_;
   bool done_ = false;
+};
+
+// A collective that was issued, and that the default stream does not wait for.
+class NcclStarted : public Request {
+ public:
+  NcclStarted(NcclCommunicator* comm, const char* operation) : comm_(comm), operation_(operation) {
+    done_.Record(comm->all_->stream());
+  }
+  ~NcclStarted() override {
+    if (!finished_) comm_->all_->Abort();
+  }
+
+  bool Test() override {
+    if (!finished_) finished_ = comm_->all_->IsReady() && done_.IsDone();
+    return finished_;
+  }
+  void Wait() override {
+    comm_->WaitUntil(operation_, comm_->Others(), [this] { return Test(); });
+  }
+
+ private:
+  NcclCommunicator* const comm_;
+  const char* const operation_;
+  CudaEvent done_;
+  bool finished_ = false;
 };
 
 class EmptyRequest : public Request {
@@ -168,28 +199,44 @@ void NcclCommunicator::WaitUntil(const char* operation, const std::vector<int>& 
   }
 }
 
-void NcclCommunicator::Run(const char* operation, const Call& call) {
+void NcclCommunicator::Issue(const char* operation, const Call& call) {
   CheckCuda(cudaSetDevice(device_), "cudaSetDevice");
   ready_.Record(cudaStreamLegacy);
   ready_.MakeWait(all_->stream());
   all_->Enqueue(operation, call);
   WaitUntil(operation, Others(), [this] { return all_->IsReady(); });
+}
+
+void NcclCommunicator::Run(const char* operation, const Call& call) {
+  Issue(operation, call);
   done_.Record(all_->stream());
   WaitUntil(operation, Others(), [this] { return all_->IsReady() && done_.IsDone(); });
 }
 
-void NcclCommunicator::AllReduce(Buffer inout, ReduceOp op) {
-  if (inout.count == 0) return;
+NcclCommunicator::Call NcclCommunicator::AllReduceCall(const Buffer& inout, ReduceOp op) const {
   CheckBuffer("AllReduce", inout);
   GRAFT_CHECK(IsReducible(inout.type) || inout.type == DType::kBFloat16,
               Describe(*this, "AllReduce",
                        absl::StrCat("type ", NameOf(inout.type),
                                     ", allowed float32, float64, int64, bfloat16")));
-  const BookedCollective booked(*this, "AllReduce", inout);
-  Run("AllReduce", [&](ncclComm_t comm, cudaStream_t stream) {
+  return [inout, op](ncclComm_t comm, cudaStream_t stream) {
     return ncclAllReduce(inout.data, inout.data, inout.count, NcclTypeOf(inout.type), NcclOpOf(op),
                          comm, stream);
-  });
+  };
+}
+
+void NcclCommunicator::AllReduce(Buffer inout, ReduceOp op) {
+  if (inout.count == 0) return;
+  const Call call = AllReduceCall(inout, op);
+  const BookedCollective booked(*this, "AllReduce", inout);
+  Run("AllReduce", call);
+}
+
+std::unique_ptr<Request> NcclCommunicator::StartAllReduce(Buffer inout, ReduceOp op) {
+  if (inout.count == 0) return std::make_unique<EmptyRequest>();
+  Issue("AllReduce", AllReduceCall(inout, op));
+  return BookStarted(*this, kStartedAllReduce, inout,
+                     std::make_unique<NcclStarted>(this, "AllReduce"));
 }
 
 void NcclCommunicator::Broadcast(Buffer inout, int root) {

@@ -35,11 +35,6 @@ static_assert(sizeof(ControlVector) == (std::size(kSums) + std::size(kMaxima)) *
 
 }  // namespace
 
-void FlatReducer::Reduce(Buffer gradients) {
-  GRAFT_CHECK(gradients.type == DType::kFloat32, "gradients are float32");
-  data_group_.AllReduce(gradients, ReduceOp::kSum);
-}
-
 // One message round for sums and maxima together: everybody gets all vectors and combines them in
 // rank order.
 ControlVector ReduceControl(Communicator& world, const ControlVector& mine,

@@ -1,5 +1,5 @@
-// The two reductions of a training step: the adapter gradients over the data group, and the control
-// vector over all ranks.
+// The control vector of a training step, reduced over all ranks. (The gradients, over the data
+// group: sharding/gradient_reduction.h.)
 #pragma once
 
 #include <vector>
@@ -7,22 +7,6 @@
 #include "comm/communicator.h"
 
 namespace graft::comm {
-
-// Sums the flat gradient buffer of a stage over its data group: one all-reduce per step. The policy
-// of what lies in the buffer is the adapter set's; this only moves and adds.
-class FlatReducer {
- public:
-  // `data_group` must outlive the reducer.
-  explicit FlatReducer(Communicator& data_group) : data_group_(data_group) {}
-  // In place, float32, host or device memory as the communicator's backend wants. A stage without
-  // trainables enters with count 0. All ranks of the data group must call, with the same count.
-  // Throws kind peer; kind bug for another type.
-  void Reduce(Buffer gradients);
-  int group_size() const { return data_group_.size(); }
-
- private:
-  Communicator& data_group_;
-};
 
 // What all ranks must agree on once per step, after the gradient reduction and before the update
 // (reliability.md 3.2). Every rank fills in its own share; ReduceControl returns the same totals on

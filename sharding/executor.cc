@@ -26,8 +26,10 @@ double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-void WaitForDevice(torch::Device device) {
-  c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+// Not for the whole device: reductions that were started may still wait for other ranks.
+void WaitForStream(torch::Device device) {
+  const auto* guard = c10::impl::getDeviceGuardImpl(device.type());
+  guard->synchronizeStream(guard->getStream(device));
 }
 
 // MPI moves transfers on only while it is called: tests the open ones before each layer, in the
@@ -61,11 +63,12 @@ class ProgressHook : public models::SiteHook {
 // One step on this rank.
 class Executor::Run {
  public:
-  // `backward`: with gradients; `training`: with dropout; `prepare` may be empty.
+  // `backward`: with gradients; `training`: with dropout; the last two may be empty and null.
   struct Mode {
     bool backward = false;
     bool training = false;
     PrepareContext prepare;
+    const LayerWatch::Listener* layers_done = nullptr;
   };
 
   Run(Executor& executor, const std::vector<models::MicroBatch>& micro_batches, Mode mode)
@@ -73,6 +76,7 @@ class Executor::Run {
         stage_(executor.stage_),
         options_(executor.options_),
         transfers_(*executor.transfers_),
+        layer_watch_(executor.layer_watch_),
         micro_batches_(micro_batches),
         mode_(std::move(mode)) {
     ScheduleShape shape{options_.schedule, plan_.stages, plan_.chunks,
@@ -82,6 +86,7 @@ class Executor::Run {
     ops_ = ValueOrThrow(BuildSchedule(shape))[static_cast<size_t>(stage_.index())];
     for (size_t i = 0; i < ops_.size(); ++i) {
       if (TakesInput(ops_[i])) receives_.push_back(i);
+      if (ops_[i].pass == Pass::kBackward) last_backward_[ops_[i].chunk] = ops_[i].micro_batch;
     }
   }
 
@@ -105,7 +110,7 @@ class Executor::Run {
     }
     transfers_.FinishStep();
     ReadLosses();
-    if (!options_.device.is_cpu()) WaitForDevice(options_.device);
+    if (!options_.device.is_cpu()) WaitForStream(options_.device);
     // Waiting for the replicas happens inside operations.
     const double gathering = Gathering() - gathering_before;
     if (options_.shards != nullptr) options_.shards->Settle();
@@ -218,7 +223,11 @@ class Executor::Run {
     GRAFT_CHECK(pending.output.requires_grad(),
                 absl::StrCat("part ", part, " has a backward pass, but nothing requires grad"));
     if (!gradient.defined()) gradient = at::ones_like(pending.output);
-    torch::autograd::backward({pending.output}, {gradient});
+    const bool is_last = last_backward_.at(op.chunk) == op.micro_batch;
+    {
+      const LayerWatch::Scope listen(layer_watch_, is_last ? mode_.layers_done : nullptr);
+      torch::autograd::backward({pending.output}, {gradient});
+    }
     torch::Tensor input_gradient;
     if (pending.input.defined()) {
       input_gradient = pending.input.grad().defined() ? pending.input.grad().contiguous()
@@ -242,11 +251,13 @@ class Executor::Run {
   Stage& stage_;
   const ExecutorOptions& options_;
   StageTransfers& transfers_;
+  LayerWatch& layer_watch_;
   const std::vector<models::MicroBatch>& micro_batches_;
   const Mode mode_;
   std::vector<Op> ops_;
   std::vector<size_t> receives_;  // operations that take a tensor in
   size_t next_receive_ = 0;
+  std::map<int, int> last_backward_;                // micro-batch, by chunk
   std::map<std::pair<int, int>, Pending> pending_;  // by (chunk, micro-batch)
   std::vector<torch::Tensor> losses_;               // of each micro-batch, where they were made
   Clock::time_point begin_;
@@ -259,12 +270,14 @@ Executor::Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
       stage_(stage),
       options_(options),
       transfers_(std::make_shared<StageTransfers>(plan, stage.index(), pipeline)) {
-  if (plan.stages == 1) return;
-  const auto hook = std::make_shared<ProgressHook>(transfers_);
+  const auto progress = std::make_shared<ProgressHook>(transfers_);
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
     const StageChunk& part = plan.Part(stage.index(), chunk);
+    models::SiteTable& sites = stage.backbone(chunk).sites();
     for (int layer = part.first_layer; layer < part.end_layer(); ++layer) {
-      stage.backbone(chunk).sites().Add({layer, models::Role::kLayerIn}, hook);
+      // The input of the lowest trained layer has no gradient.
+      if (part.backward && layer > plan.first_trained_layer) layer_watch_.Watch(sites, layer);
+      if (plan.stages > 1) sites.Add({layer, models::Role::kLayerIn}, progress);
     }
   }
 }
@@ -273,8 +286,11 @@ Executor::~Executor() = default;
 
 void Executor::Connect() { transfers_->Connect(options_.device); }
 
-StepResult Executor::TrainStep(const std::vector<models::MicroBatch>& micro_batches) {
-  return Run(*this, micro_batches, {.backward = true, .training = true, .prepare = {}}).Go();
+StepResult Executor::TrainStep(const std::vector<models::MicroBatch>& micro_batches,
+                               const LayerWatch::Listener& layers_done) {
+  return Run(*this, micro_batches,
+             {.backward = true, .training = true, .prepare = {}, .layers_done = &layers_done})
+      .Go();
 }
 
 StepResult Executor::Evaluate(const std::vector<models::MicroBatch>& micro_batches) {
@@ -283,7 +299,7 @@ StepResult Executor::Evaluate(const std::vector<models::MicroBatch>& micro_batch
 
 StepResult Executor::Differentiate(const std::vector<models::MicroBatch>& micro_batches,
                                    const PrepareContext& prepare) {
-  return Run(*this, micro_batches, {.backward = true, .training = false, .prepare = prepare}).Go();
+  return Run(*this, micro_batches, {.backward = true, .prepare = prepare}).Go();
 }
 
 }  // namespace graft::sharding

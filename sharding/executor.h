@@ -16,6 +16,7 @@
 #include "comm/communicator.h"
 #include "models/micro_batch.h"
 #include "models/site.h"
+#include "sharding/layer_watch.h"
 #include "sharding/plan.h"
 #include "sharding/schedule.h"
 #include "sharding/stage.h"
@@ -69,7 +70,10 @@ class Executor {
   // zeroes nor divides them). Dropout is on. `micro_batches` must live until it returns. All stages
   // of the replica must call, with the same micro-batches. Throws StatusError: kind peer when a
   // neighbour is lost, recipe when the schedule cannot deal out that number of micro-batches.
-  StepResult TrainStep(const std::vector<models::MicroBatch>& micro_batches);
+  // `layers_done` is told, inside the last backward passes, from which layer on the gradients of
+  // this stage are final; what is below the last call is final when this returns.
+  StepResult TrainStep(const std::vector<models::MicroBatch>& micro_batches,
+                       const LayerWatch::Listener& layers_done = nullptr);
   // Forward only: losses of the micro-batches. Dropout is off, no autograd state.
   StepResult Evaluate(const std::vector<models::MicroBatch>& micro_batches);
   // Scoring: both passes of TrainStep with dropout off. `prepare` gives each micro-batch's context
@@ -85,6 +89,7 @@ class Executor {
   const ExecutorOptions options_;
   // Shared with the site hooks that move transfers on between layers.
   std::shared_ptr<StageTransfers> transfers_;
+  LayerWatch layer_watch_;
 };
 
 }  // namespace graft::sharding

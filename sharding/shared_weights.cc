@@ -58,6 +58,14 @@ SharedWeights::SharedWeights(comm::Communicator& pipeline, Stage& stage) : pipel
   }
 }
 
+std::set<std::string> SharedWeights::owned() const {
+  std::set<std::string> names;
+  for (const Pair& pair : pairs_) {
+    if (pair.owned.defined()) names.insert(pair.name);
+  }
+  return names;
+}
+
 void SharedWeights::CollectGradients() {
   at::NoGradGuard no_grad;
   for (Pair& pair : pairs_) {

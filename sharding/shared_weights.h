@@ -4,6 +4,7 @@
 // the update and get its new values after (methods.md 11). Used by the trainer.
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@ class SharedWeights {
  public:
   // The ranks of the pipeline group must call; both arguments must outlive this.
   SharedWeights(comm::Communicator& pipeline, Stage& stage);
+  // Names of the parameters of this rank that CollectGradients adds to.
+  std::set<std::string> owned() const;
   // Adds the copies' gradients to the owners', by rank, and sets them to zero. All ranks of the
   // pipeline, between the backward passes and the reduction. Throws kind peer.
   void CollectGradients();

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -124,6 +125,10 @@ class LoadedModel {
   // (sharding/shared_weights.h).
   void CollectSharedGradients() {
     if (shared_weights_ != nullptr) shared_weights_->CollectGradients();
+  }
+  // Parameters that CollectSharedGradients adds to.
+  std::set<std::string> late_gradients() const {
+    return shared_weights_ != nullptr ? shared_weights_->owned() : std::set<std::string>();
   }
   void SpreadSharedWeights() {
     if (shared_weights_ != nullptr) shared_weights_->SpreadValues();

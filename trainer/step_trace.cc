@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "base/file.h"
 #include "base/logging.h"
+#include "comm/booking.h"
 #include "comm/clock_offset.h"
 #include "comm/monotonic.h"
 #include "comm/stage_link.h"
@@ -85,14 +86,15 @@ void StepTrace::AddOps(const sharding::StepResult& result) {
   }
 }
 
-// A collective is a span of the main thread. A transfer runs beside it, from its start to its end;
-// the main thread shows only the time that it waited.
+// A collective is a span of the main thread. A transfer, or an all-reduce that was started, runs
+// beside it, from its start to its end; the main thread shows only the time that it waited.
 void StepTrace::AddCommunication(const comm::FlightEntry& entry,
                                  const std::vector<comm::FlightGroup>& groups) {
   if (entry.enqueued_ns < begin_ns_ || entry.finished_ns == 0) return;
   const std::string group =
       entry.group >= 0 ? groups[static_cast<size_t>(entry.group)].name : std::string("?");
-  if (!IsTransfer(entry)) {
+  const bool beside = std::strcmp(entry.op, comm::kStartedAllReduce) == 0;
+  if (!IsTransfer(entry) && !beside) {
     const char* category = std::strcmp(entry.op, "AllReduce") == 0 ? "all-reduce" : "collective";
     spans_.main.push_back({absl::StrCat(entry.op, " ", group),
                            category,
@@ -101,16 +103,23 @@ void StepTrace::AddCommunication(const comm::FlightEntry& entry,
                            {{"bytes", entry.bytes}}});
     return;
   }
-  const bool sends = std::strcmp(entry.op, "Send") == 0;
-  std::vector<std::pair<const char*, int64_t>> arguments = {
-      {"bytes", entry.bytes}, {"peer", entry.peer}, {"micro_batch", entry.micro_batch}};
-  if (entry.waited_ns > 0) {
-    spans_.main.push_back({sends ? "wait for a send" : "wait for a receive", "idle",
-                           entry.waited_ns, entry.finished_ns, arguments});
+  if (beside) {
+    AddBeside(entry, "all-reduce", "wait for an all-reduce", {{"bytes", entry.bytes}});
+    return;
   }
-  if (entry.bytes == sizeof(comm::StageHeader)) return;  // travels with the tensor that is shown
-  spans_.transfers.push_back({sends ? "send" : "receive", sends ? "send" : "receive",
-                              entry.enqueued_ns, entry.finished_ns, std::move(arguments)});
+  const bool sends = std::strcmp(entry.op, "Send") == 0;
+  AddBeside(entry, sends ? "send" : "receive", sends ? "wait for a send" : "wait for a receive",
+            {{"bytes", entry.bytes}, {"peer", entry.peer}, {"micro_batch", entry.micro_batch}});
+}
+
+void StepTrace::AddBeside(const comm::FlightEntry& entry, const char* name, const char* waiting,
+                          std::vector<std::pair<const char*, int64_t>> arguments) {
+  if (entry.waited_ns > 0)
+    spans_.main.push_back({waiting, "idle", entry.waited_ns, entry.finished_ns, arguments});
+  // A header travels with the tensor that is shown.
+  if (IsTransfer(entry) && entry.bytes == sizeof(comm::StageHeader)) return;
+  spans_.transfers.push_back(
+      {name, name, entry.enqueued_ns, entry.finished_ns, std::move(arguments)});
 }
 
 // Rank r > 0: measures its clock together with rank 0, then sends its events on rank 0's clock.

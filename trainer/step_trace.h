@@ -50,6 +50,8 @@ class StepTrace {
   void AddOps(const sharding::StepResult& result);
   void AddCommunication(const comm::FlightEntry& entry,
                         const std::vector<comm::FlightGroup>& groups);
+  void AddBeside(const comm::FlightEntry& entry, const char* name, const char* waiting,
+                 std::vector<std::pair<const char*, int64_t>> arguments);
   void SendEvents();
 
   comm::World& world_;

@@ -14,7 +14,6 @@
 #include "base/status.h"
 #include "comm/agree.h"
 #include "sharding/adapter_folder.h"
-#include "sharding/buffer.h"
 #include "trainer/data/collate.h"
 #include "trainer/device.h"
 #include "trainer/memory.h"
@@ -40,18 +39,19 @@ TrainRecord Trainer::TrainStep() {
   record.lr = schedule_.Rate(state_.step);
 
   // 1. Micro-batches of this data rank through the pipeline: gradients of the sum of all
-  // cross-entropies.
+  // cross-entropies. Those of layers that are done go on to step 2 at once.
   adapters.ZeroGradients();
   const std::vector<models::MicroBatch> micro_batches = CollateStep();
   const int64_t received = ReceivedWeightBytes();
-  const sharding::StepResult result = model_->executor().TrainStep(micro_batches);
+  const sharding::StepResult result = model_->executor().TrainStep(
+      micro_batches, [this](int layer) { reduction_->LayersDone(layer); });
   record.received_weight_bytes = ReceivedWeightBytes() - received;
   model_->CollectSharedGradients();
 
-  // 2. One flat all-reduce over the ranks that hold the same stage; then one small vector over all
+  // 2. The gradients summed over the ranks that hold the same stage; then one small vector over all
   // ranks, which every decision below is taken from.
   const Stopwatch reduce_clock;
-  ReduceGradients();
+  reduction_->Finish();
   std::vector<comm::ControlVector> by_rank;
   const comm::ControlVector total =
       comm::ReduceControl(world_.all(), MeasureStep(result, reduce_clock.Seconds()), &by_rank);
@@ -121,18 +121,6 @@ BatchAhead::Collation Trainer::CollationOf(int64_t step) {
     }
     return micro_batches;
   };
-}
-
-// A GPU's gradients go through host memory where no NCCL group moves them.
-void Trainer::ReduceGradients() {
-  const torch::Tensor& gradients = model_->adapters().gradients();
-  if (gradients.is_cpu() || model_->groups().device_data_group != nullptr) {
-    reducer_->Reduce(sharding::BufferOf(gradients));
-  } else if (reducer_->group_size() > 1) {
-    const torch::Tensor host = gradients.to(torch::kCPU);
-    reducer_->Reduce(sharding::BufferOf(host));
-    gradients.copy_(host);
-  }
 }
 
 comm::ControlVector Trainer::MeasureStep(const sharding::StepResult& result,

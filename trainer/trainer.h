@@ -19,6 +19,7 @@
 #include "comm/reducer.h"
 #include "comm/world.h"
 #include "sharding/checkpoint.h"
+#include "sharding/gradient_reduction.h"
 #include "trainer/config.h"
 #include "trainer/data/batch_ahead.h"
 #include "trainer/data/batch_plan.h"
@@ -86,7 +87,6 @@ class Trainer {
   std::vector<models::MicroBatch> CollateStep();
   BatchAhead::Collation CollationOf(int64_t step);
   int64_t ReceivedWeightBytes() const;  // by this rank so far, with parallel.shard_weights
-  void ReduceGradients();
   comm::ControlVector MeasureStep(const sharding::StepResult& result, double reduce_seconds);
 
   // Between steps.
@@ -133,7 +133,7 @@ class Trainer {
   std::unique_ptr<LoadedModel> model_;
   BatchAhead batch_ahead_;  // reads train_data_ and model_
   std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<comm::FlatReducer> reducer_;
+  std::unique_ptr<sharding::GradientReduction> reduction_;  // reads model_
   std::unique_ptr<FrozenWatch> frozen_;
   std::unique_ptr<StepTrace> trace_;  // log.trace; gone when it is written
   std::unique_ptr<SampleFlop> flop_;

@@ -151,8 +151,10 @@ absl::Status Trainer::LoadModel() {
   if (recipe_.adapter.track_sensitivity)
     sensitivity_ = std::make_unique<SensitivityTracker>(model_->adapters().values());
   comm::Groups& groups = model_->groups();
-  reducer_ = std::make_unique<comm::FlatReducer>(
-      groups.device_data_group ? *groups.device_data_group : *groups.data_group);
+  reduction_ = std::make_unique<sharding::GradientReduction>(
+      model_->adapters(), static_cast<int>(model_->config().num_layers),
+      groups.device_data_group ? *groups.device_data_group : *groups.data_group,
+      model_->late_gradients());
   std::vector<WatchedTensor> frozen = model_->loaded_weights();
   frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
   frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());

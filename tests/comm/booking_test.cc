@@ -51,6 +51,33 @@ TEST(Booking, CollectivesTransfersAndSplitsAreRecorded) {
   });
 }
 
+TEST(Booking, AStartedCollectiveHasItsTimes) {
+  int64_t now = 0;
+  RunRanks(2, [&now](Communicator& world) {
+    if (world.rank() > 0) return;
+    class Finished : public Request {
+      bool Test() override { return true; }
+      void Wait() override {}
+    };
+    static int64_t* clock = nullptr;
+    clock = &now;
+    FlightRecorder recorder([] { return ++*clock; });
+    world.OpenBook(&recorder, "world");
+    float value = 0;
+    const auto request = BookStarted(world, kStartedAllReduce, {&value, 1, DType::kFloat32, -1},
+                                     std::make_unique<Finished>());
+    EXPECT_THAT(OpsOf(recorder), ::testing::ElementsAre("StartAllReduce world open"));
+    request->Wait();
+    const FlightEntry entry = recorder.Snapshot()[0];
+    EXPECT_EQ(entry.number, 1);
+    EXPECT_EQ(entry.bytes, 4);
+    EXPECT_EQ(entry.enqueued_ns, 1);
+    EXPECT_EQ(entry.waited_ns, 2);
+    EXPECT_EQ(entry.finished_ns, 3);
+    world.OpenBook(nullptr, "");
+  });
+}
+
 TEST(Booking, WhatNeverEndedStaysOpen) {
   RunRanks(2, [](Communicator& world) {
     FlightRecorder recorder;

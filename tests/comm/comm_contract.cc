@@ -80,6 +80,31 @@ void AllReduceEveryTypeAndOp(const ContractContext& context) {
   CheckAllReduce(context, DType::kFloat64, ReduceOp::kSum, 1048576);
 }
 
+// Several at once; waited for, or tested until they are done.
+void StartedAllReducesGiveTheSame(const ContractContext& context) {
+  for (const bool waits : {true, false}) {
+    std::vector<std::unique_ptr<ContractBuffer>> buffers;
+    std::vector<std::unique_ptr<comm::Request>> requests;
+    const std::vector<std::size_t> counts = {1000, 0, 1, 300007};
+    for (const std::size_t count : counts) {
+      buffers.push_back(std::make_unique<ContractBuffer>(context, DType::kFloat32,
+                                                         Values(context.rank(), count)));
+      requests.push_back(context.comm.StartAllReduce(buffers.back()->get(), ReduceOp::kSum));
+    }
+    for (const auto& request : requests) {
+      while (!waits && !request->Test()) {
+      }
+      request->Wait();
+    }
+    for (std::size_t b = 0; b < counts.size(); ++b) {
+      std::vector<double> expected(counts[b]);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        expected[i] = Reduced(ReduceOp::kSum, context.size(), i);
+      ASSERT_EQ(FirstDifference(buffers[b]->values(), expected), -1) << counts[b];
+    }
+  }
+}
+
 void BroadcastEveryRoot(const ContractContext& context) {
   for (int root = 0; root < context.size(); ++root) {
     for (const std::size_t count : {0u, 1u, 1000u, 300007u}) {
@@ -432,6 +457,7 @@ std::vector<double> ContractBuffer::values() const {
 const std::vector<ContractCase>& CommonContract() {
   static const std::vector<ContractCase> cases = {
       {"AllReduceEveryTypeAndOp", AllReduceEveryTypeAndOp},
+      {"StartedAllReducesGiveTheSame", StartedAllReducesGiveTheSame},
       {"BroadcastEveryRoot", BroadcastEveryRoot},
       {"AllGatherInRankOrder", AllGatherInRankOrder},
       {"SendAroundTheRing", SendAroundTheRing},

@@ -14,38 +14,6 @@ namespace {
 using testing::ErrorOf;
 using testing::RunRanks;
 
-TEST(FlatReducer, SumsOverTheGroup) {
-  RunRanks(4, [](Communicator& group) {
-    std::vector<float> gradients(100000);
-    for (std::size_t i = 0; i < gradients.size(); ++i) {
-      gradients[i] = static_cast<float>(group.rank() * 3 + i % 7);
-    }
-    FlatReducer reducer(group);
-    EXPECT_EQ(reducer.group_size(), 4);
-    reducer.Reduce({gradients.data(), gradients.size(), DType::kFloat32, -1});
-    for (std::size_t i = 0; i < gradients.size(); ++i) {
-      ASSERT_EQ(gradients[i], 18.0f + 4.0f * static_cast<float>(i % 7));
-    }
-  });
-}
-
-TEST(FlatReducer, StageWithoutTrainablesEntersWithNothing) {
-  RunRanks(2, [](Communicator& group) {
-    FlatReducer(group).Reduce({nullptr, 0, DType::kFloat32, -1});
-    group.Barrier();
-  });
-}
-
-TEST(FlatReducer, OtherTypesAreBugs) {
-  const absl::Status error = ErrorOf([] {
-    RunRanks(1, [](Communicator& group) {
-      double value = 0;
-      FlatReducer(group).Reduce({&value, 1, DType::kFloat64, -1});
-    });
-  });
-  EXPECT_EQ(KindOf(error), ErrorKind::kBug);
-}
-
 TEST(ReduceControl, SumsAndLargestByField) {
   RunRanks(3, [](Communicator& world) {
     const int r = world.rank();

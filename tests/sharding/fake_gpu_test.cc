@@ -9,6 +9,7 @@
 
 #include "sharding/executor.h"
 #include "sharding/frozen_shards.h"
+#include "sharding/gradient_reduction.h"
 #include "tests/sharding/fake_gpu.h"
 #include "tests/sharding/fake_stage.h"
 #include "tests/testing/run_ranks.h"
@@ -48,6 +49,16 @@ struct Layout {
   int stages, chunks, micro_batches;
 };
 
+// On every layer of the stage, once the ranks compute.
+void StallInEveryLayer(const Plan& plan, Stage& stage, const std::function<void()>& stall) {
+  const auto hook = std::make_shared<StallingLayer>(stall);
+  for (int chunk = 0; chunk < plan.chunks; ++chunk) {
+    const StageChunk& part = plan.Part(stage.index(), chunk);
+    for (int layer = part.first_layer; layer < part.end_layer(); ++layer)
+      stage.backbone(chunk).sites().Add({layer, models::Role::kLayerOut}, hook);
+  }
+}
+
 // Losses of two steps on the last stage.
 std::vector<double> StalledRun(const Layout& layout, bool announces,
                                std::chrono::milliseconds limit) {
@@ -60,13 +71,7 @@ std::vector<double> StalledRun(const Layout& layout, bool announces,
     auto stage = FakeStage(plan, host.rank(), method);
     Executor executor(plan, *stage, pipeline, {.schedule = layout.schedule});
     executor.Connect();
-    // Now they compute.
-    const auto hook = std::make_shared<StallingLayer>([&] { gpus.Stall(host.rank(), limit); });
-    for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-      const StageChunk& part = plan.Part(stage->index(), chunk);
-      for (int layer = part.first_layer; layer < part.end_layer(); ++layer)
-        stage->backbone(chunk).sites().Add({layer, models::Role::kLayerOut}, hook);
-    }
+    StallInEveryLayer(plan, *stage, [&] { gpus.Stall(host.rank(), limit); });
     const auto batches = FakeMicroBatches(layout.micro_batches);
     executor.TrainStep(batches);
     const StepResult result = executor.TrainStep(batches);
@@ -95,6 +100,49 @@ TEST(StalledHosts, NeverWaitForEachOther) {
     const Layout whole{ScheduleKind::k1F1B, 1, 1, layout.micro_batches};
     EXPECT_EQ(StalledRun(layout, /*announces=*/true, std::chrono::seconds(20)),
               StalledRun(whole, /*announces=*/true, std::chrono::seconds(20)));
+  }
+}
+
+// Two replicas of a pipeline whose gradients are summed while their last backward passes go on.
+TEST(StalledHosts, WithReductionsUnderWayNeverWaitForEachOther) {
+  constexpr int kReplicas = 2;
+  const FakeMethod method(LayersUpTo(kLayers));
+  for (const Layout& layout :
+       {Layout{ScheduleKind::k1F1B, 1, 1, 3}, Layout{ScheduleKind::k1F1B, 2, 1, 4},
+        Layout{ScheduleKind::kGPipe, 2, 1, 2}, Layout{ScheduleKind::kInterleaved, 2, 2, 4}}) {
+    SCOPED_TRACE(Name(layout));
+    const Plan plan = FakePlan(kLayers, method, layout.stages, layout.chunks);
+    FakeGpus gpus;
+    std::atomic<size_t> started_inside = 0;
+    RunRanks(kReplicas * layout.stages, [&](comm::Communicator& world) {
+      const int gpu = world.rank();
+      const int stage_index = gpu % layout.stages, replica = gpu / layout.stages;
+      const auto pipeline_host = world.Split(replica, stage_index, "pipeline");
+      const auto data_host = world.Split(stage_index, replica, "data");
+      FakeDeviceGroup pipeline(*pipeline_host, gpus, /*announces=*/true,
+                               layout.stages == 1
+                                   ? std::vector<int>{gpu}
+                                   : std::vector<int>{gpu - stage_index, gpu - stage_index + 1});
+      FakeDeviceGroup data(*data_host, gpus, /*announces=*/false,
+                           {stage_index, stage_index + layout.stages});
+      auto stage = FakeStage(plan, stage_index, method);
+      Executor executor(plan, *stage, pipeline, {.schedule = layout.schedule});
+      executor.Connect();
+      StallInEveryLayer(plan, *stage, [&] { gpus.Stall(gpu, std::chrono::seconds(20)); });
+      GradientReduction reduction(stage->adapters(), kLayers, data, {}, /*piece_bytes=*/1);
+      const auto batches = FakeMicroBatches(layout.micro_batches);
+      for (int step = 0; step < 2; ++step) {
+        stage->adapters().ZeroGradients();
+        executor.TrainStep(batches, [&](int layer) { reduction.LayersDone(layer); });
+        started_inside += reduction.started();
+        reduction.Finish();
+      }
+      const torch::Tensor summed = stage->adapters().gradients().clone();
+      stage->adapters().ZeroGradients();
+      executor.TrainStep(batches);
+      EXPECT_TRUE(at::equal(summed, kReplicas * stage->adapters().gradients()));
+    });
+    EXPECT_GT(started_inside, 0u);
   }
 }
 

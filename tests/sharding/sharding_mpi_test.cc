@@ -6,9 +6,9 @@
 #include "base/logging.h"
 #include "comm/reducer.h"
 #include "comm/world.h"
-#include "sharding/buffer.h"
 #include "sharding/executor.h"
 #include "sharding/gather.h"
+#include "sharding/gradient_reduction.h"
 #include "tests/sharding/fake_stage.h"
 
 namespace graft::sharding {
@@ -48,9 +48,11 @@ Outcome RunLayout(comm::Groups& groups, ScheduleKind schedule, int chunks) {
   options.schedule = schedule;
   Executor executor(plan, *stage, *groups.pipeline_group, options);
   const auto share = ShareOf(groups.data_group->rank(), groups.grid.data);
-  const StepResult result = executor.TrainStep(share);
-  comm::FlatReducer reducer(*groups.data_group);
-  reducer.Reduce(BufferOf(stage->adapters().gradients()));
+  GradientReduction reduction(stage->adapters(), kLayers, *groups.data_group, {},
+                              /*piece_bytes=*/64);
+  const StepResult result =
+      executor.TrainStep(share, [&](int layer) { reduction.LayersDone(layer); });
+  reduction.Finish();
   at::NoGradGuard no_grad;
   stage->adapters().values().detach().sub_(stage->adapters().gradients());
   return {result.loss_sum, GatherParameters(*groups.pipeline_group, stage->adapters())};

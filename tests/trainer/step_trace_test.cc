@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 
+#include "comm/booking.h"
 #include "sharding/schedule.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/trainer/training_run.h"
@@ -151,6 +152,33 @@ TEST_P(StepTraceTest, TransfersAppearOnBothSides) {
   EXPECT_EQ(count["send"], expected);
   EXPECT_EQ(count["receive"], expected);
   EXPECT_EQ(bytes["send"], bytes["receive"]);
+}
+
+// As a GPU group's: beside the main thread, which shows what it waited.
+TEST(StepTraceReductionTest, AStartedAllReduceRunsBesideTheMainThread) {
+  const testing::TempFolder folder;
+  const auto world = ValueOrThrow(comm::World::Create());
+  StepTrace trace(*world, "alone", /*steps=*/1);
+  trace.BeginStep(1);
+  trace.EndStep({});
+  trace.BeginStep(2);
+  class Finished : public comm::Request {
+    bool Test() override { return true; }
+    void Wait() override {}
+  };
+  float value = 0;
+  comm::BookStarted(world->all(), comm::kStartedAllReduce, {&value, 1, comm::DType::kFloat32, -1},
+                    std::make_unique<Finished>())
+      ->Wait();
+  trace.EndStep({});
+  ASSERT_THAT(trace.Write(folder.Path("trace")), IsOk());
+  const Json file = Json::parse(folder.Read("trace/steps-00000002-00000002.json"));
+  std::map<std::string, std::string> phases;  // by name
+  for (const Json& event : file["traceEvents"]) {
+    if (event["args"].contains("bytes")) phases[event["name"]] += event["ph"];
+  }
+  EXPECT_EQ(phases, (std::map<std::string, std::string>{{"all-reduce", "b"},
+                                                        {"wait for an all-reduce", "X"}}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, StepTraceTest,

@@ -1,0 +1,217 @@
+// The reduction beside the backward pass: no piece starts before its gradients are final, whatever
+// the method and the backbone; and started pieces give the sums of one all-reduce.
+#include "sharding/gradient_reduction.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/Generator.h>
+#include <gmock/gmock.h>
+
+#include "models/weights/expected_tensors.h"
+#include "sharding/buffer.h"
+#include "sharding/layer_watch.h"
+#include "tests/adapters/backbone_contract.h"
+#include "tests/sharding/fake_model.h"
+#include "tests/testing/run_ranks.h"
+
+namespace graft::sharding {
+namespace {
+
+using ::graft::testing::FakeMethod;
+using ::graft::testing::RunRanks;
+
+constexpr int kLayers = adapters::kLayers;
+
+// Of two ranks; keeps what it was given and what that was then, and changes nothing.
+class RecordingGroup : public comm::Communicator {
+ public:
+  struct Started {
+    torch::Tensor piece, then;
+  };
+
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  const std::string& name() const override { return name_; }
+  const char* backend() const override { return "recording"; }
+  std::unique_ptr<comm::Request> StartAllReduce(comm::Buffer inout, comm::ReduceOp) override {
+    const torch::Tensor piece =
+        at::from_blob(inout.data, {static_cast<int64_t>(inout.count)}, at::kFloat);
+    started.push_back({piece, piece.clone()});
+    return std::make_unique<Done>();
+  }
+  void AllReduce(comm::Buffer, comm::ReduceOp) override {}
+  void Broadcast(comm::Buffer, int) override {}
+  void AllGather(comm::Buffer, comm::Buffer) override {}
+  void Barrier() override {}
+  std::unique_ptr<comm::Request> StartSend(comm::Buffer, int, int) override { return {}; }
+  std::unique_ptr<comm::Request> StartRecv(comm::Buffer, int, int) override { return {}; }
+  std::unique_ptr<Communicator> Split(int, int, const std::string&) override { return {}; }
+  void Abort(int) override {}
+
+  std::vector<Started> started;
+
+ private:
+  class Done : public comm::Request {
+    bool Test() override { return true; }
+    void Wait() override {}
+  };
+  const std::string name_ = "recording";
+};
+
+// A pass over `batch`; every parameter is a piece of its own. Returns the pieces that it started.
+size_t PiecesOfAPass(models::Backbone& model, const adapters::AdapterSet& set,
+                     const models::MicroBatch& batch) {
+  LayerWatch watch;
+  for (int layer = 0; layer < kLayers; ++layer) watch.Watch(model.sites(), layer);
+  RecordingGroup group;
+  GradientReduction reduction(set, kLayers, group, {}, /*piece_bytes=*/1);
+  models::SiteContext context;
+  context.batch = &batch;
+  context.training = true;
+  const torch::Tensor h = model.Layers(model.Embed(context), context);
+  const bool has_head = !models::TaskHeadOf(model.config()).has_dense;
+  const torch::Tensor loss = has_head ? model.LossSum(h, context) : h.square().sum();
+  if (loss.requires_grad()) {
+    const LayerWatch::Listener listener = [&](int layer) { reduction.LayersDone(layer); };
+    const LayerWatch::Scope listen(watch, &listener);
+    torch::autograd::backward({loss}, {});
+  }
+  const size_t started = reduction.started();
+  EXPECT_EQ(started, group.started.size());
+  reduction.Finish();
+  EXPECT_EQ(group.started.size(), reduction.pieces());
+  int64_t numbers = 0;
+  for (size_t i = 0; i < group.started.size(); ++i) {
+    const RecordingGroup::Started& piece = group.started[i];
+    EXPECT_TRUE(at::equal(piece.piece, piece.then)) << "piece " << i << " grew afterwards";
+    numbers += piece.piece.numel();
+  }
+  EXPECT_EQ(numbers, set.size());
+  return started;
+}
+
+class FinalGradients : public adapters::BackboneContract {
+ protected:
+  models::MicroBatch Batch() const {
+    models::MicroBatch batch = Samples({0, 1, 2});
+    batch.target_rows = {1, 2, 5};
+    batch.target_ids = {7, 0, 100};
+    return batch;
+  }
+};
+
+TEST_P(FinalGradients, AreWhatStartsInsideThePass) {
+  for (const bool recompute : {false, true}) {
+    SCOPED_TRACE(recompute);
+    const Adapted adapted = Adapt(/*trained=*/true, recompute);
+    const size_t started = PiecesOfAPass(*adapted.model, *adapted.set, Batch());
+    // Methods whose parameters lie in several layers, not in front of them.
+    const bool in_layers = row().method != "none" && method_->virtual_rows() == 0;
+    EXPECT_EQ(started > 0, in_layers);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, FinalGradients, adapters::AllFamiliesAndMethods(), adapters::RowName);
+
+// Method `full`: weights of the backbone, tied and shared ones among them.
+class FinalWeightGradients : public FinalGradients {};
+
+TEST_P(FinalWeightGradients, AreWhatStartsInsideThePass) {
+  std::vector<adapters::ParameterSpec> parameters;
+  const bool has_head = !models::TaskHeadOf(config_).has_dense;
+  for (const models::PlacedTensor& tensor : models::PlacedTensors(config_, has_head))
+    parameters.push_back({tensor.name, tensor.shape, tensor.layer});
+  const auto full = adapters::MethodWith("full", {});
+  const auto opened =
+      full->Open({config_.model_type, models::ListSites(config_), kLayers, {}, parameters});
+  ASSERT_TRUE(opened.ok()) << opened;
+  for (const bool recompute : {false, true}) {
+    SCOPED_TRACE(recompute);
+    models::BackboneOptions options;
+    options.train_weights = true;
+    options.recompute = recompute;
+    options.language_head = has_head;
+    const auto weights = Weights();
+    const auto model =
+        ValueOrThrow(models::BuildBackbone(config_, {0, kLayers, true, true}, *weights, options));
+    adapters::AttachOptions attach;
+    attach.num_layers = kLayers;
+    attach.trained_weights = model->trained_weights();
+    const auto set = ValueOrThrow(adapters::AdapterSet::Attach(*full, {}, attach, model->sites()));
+    EXPECT_GT(set->parameters().size(), 10u);
+    EXPECT_GT(PiecesOfAPass(*model, *set, Batch()), 10u);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, FinalWeightGradients,
+    ::testing::Combine(::testing::Values(adapters::Family{"llama", "llama"},
+                                         adapters::Family{"gpt2", "gpt2", false},
+                                         adapters::Family{"roberta", "roberta", false},
+                                         adapters::Family{"t5", "t5", false},
+                                         adapters::Family{"t5_v1_1", "t5"}),
+                       ::testing::Values(adapters::MethodRow{"none", "none", {}})),
+    adapters::RowName);
+
+// A method on layers 0 to 3 and in front of them, without a backbone: 12 numbers each.
+std::unique_ptr<adapters::AdapterSet> NewSet() {
+  const FakeMethod method({0, 1, 2, 3, -1});
+  models::SiteTable table;
+  return ValueOrThrow(adapters::AdapterSet::Attach(method, method.Sites(kLayers), {}, table));
+}
+
+TEST(GradientReduction, StartsPiecesAsTheirLayersAreDone) {
+  const auto set = NewSet();
+  RecordingGroup group;
+  GradientReduction reduction(*set, kLayers, group, {"layers.2.bias"}, /*piece_bytes=*/4 * 12);
+  // Front; 3; 2's bias, which is late; 2's scale with 1's bias; 1's scale with 0's bias; 0's scale.
+  EXPECT_EQ(reduction.pieces(), 6u);
+  std::vector<size_t> started;
+  for (int layer = 3; layer >= 0; --layer) {
+    reduction.LayersDone(layer);
+    started.push_back(reduction.started());
+  }
+  EXPECT_THAT(started, ::testing::ElementsAre(1u, 1u, 2u, 4u));
+  reduction.LayersDone(0);
+  reduction.Finish();
+  EXPECT_EQ(group.started.size(), 6u);
+  reduction.Finish();
+  EXPECT_EQ(group.started.size(), 12u);
+}
+
+// However the ranks' passes went, the sums are the same, bit for bit.
+TEST(GradientReduction, GivesTheSumsOfOneAllReduce) {
+  RunRanks(3, [](comm::Communicator& group) {
+    const auto set = NewSet();
+    const auto fill = [&] {
+      at::Generator random = at::detail::createCPUGenerator(static_cast<uint64_t>(group.rank()));
+      set->gradients().copy_(at::randn(set->size(), random));
+    };
+    fill();
+    torch::Tensor expected = set->gradients().clone();
+    group.AllReduce(BufferOf(expected), comm::ReduceOp::kSum);
+    for (const int64_t piece_bytes : {int64_t{1}, int64_t{64}, GradientReduction::kPieceBytes}) {
+      GradientReduction reduction(*set, kLayers, group, {}, piece_bytes);
+      for (int step = 0; step < 2; ++step) {
+        fill();
+        for (int layer = 3; layer > group.rank(); --layer) reduction.LayersDone(layer);
+        reduction.Finish();
+        EXPECT_TRUE(at::equal(set->gradients(), expected)) << piece_bytes;
+      }
+    }
+  });
+}
+
+TEST(GradientReduction, OfOneRankDoesNothing) {
+  RunRanks(1, [](comm::Communicator& group) {
+    const auto set = NewSet();
+    set->gradients().fill_(3);
+    GradientReduction reduction(*set, kLayers, group);
+    reduction.LayersDone(0);
+    reduction.Finish();
+    EXPECT_EQ(reduction.pieces(), 0u);
+    EXPECT_TRUE(at::equal(set->gradients(), at::full({set->size()}, 3.0f)));
+  });
+}
+
+}  // namespace
+}  // namespace graft::sharding
