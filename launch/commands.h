@@ -17,6 +17,7 @@ struct CommandContext {
   comm::World& world;
   trainer::Recipe recipe;  // of commands that take one; validated, its required keys present
   std::vector<std::string> paths;  // of `inspect`
+  std::string topic;               // of `bench`: what is measured
 };
 
 // 1 or more ranks; kind stopped when a signal asked for it and the state is saved.
@@ -25,10 +26,11 @@ absl::Status EvalCommand(CommandContext& context);
 absl::Status GenerateCommand(CommandContext& context);
 absl::Status ScoreCommand(CommandContext& context);  // kind stopped as TrainCommand
 absl::Status PromptCommand(CommandContext& context);
+absl::Status BenchCommand(CommandContext& context);
+std::vector<std::string> BenchTopics();
 // One rank.
 absl::Status ExportCommand(CommandContext& context);
 absl::Status PlanCommand(CommandContext& context);
 absl::Status InspectCommand(CommandContext& context);
-absl::Status BenchCommand(CommandContext& context);
 
 }  // namespace graft::launch

@@ -64,13 +64,12 @@ const std::vector<Command>& Commands() {
        false,
        {"model"}},
       {{"bench",
-        "measure this machine; tenants = many adapters on one backbone",
-        true,
-        false,
-        {"tenants"}},
+        "measure this machine: tenants = many adapters on one backbone, collectives = the network "
+        "between ranks, schedules = a pipeline under each schedule",
+        true, false, BenchTopics()},
        &BenchCommand,
-       false,
-       {"model"}},
+       true,
+       {}},
       {{"inspect", "say what a model, data set, adapter or checkpoint holds", false},
        &InspectCommand,
        false,
@@ -145,7 +144,7 @@ void StartWatchdog(CommandContext& context) {
 absl::Status RunCommand(const absl::StatusOr<CommandLine>& line, comm::World& world) {
   GRAFT_RETURN_IF_ERROR(line.status());
   const Command& command = *FindCommand(line->command);
-  CommandContext context{world, {}, line->paths};
+  CommandContext context{world, {}, line->paths, line->topic};
   if (command.usage.takes_recipe) {
     GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world.all(), ReadRecipe(command, *line, context)));
   }

@@ -41,6 +41,7 @@ constexpr SectionRow kSections[] = {
     {"generate", [](Recipe& r, FieldVisitor& v) { r.generate.Visit(v); }},
     {"export", [](Recipe& r, FieldVisitor& v) { r.export_.Visit(v); }},
     {"tenants", [](Recipe& r, FieldVisitor& v) { r.tenants.Visit(v); }},
+    {"bench", [](Recipe& r, FieldVisitor& v) { r.bench.Visit(v); }},
 };
 
 bool IsAdapter(const SectionRow& section) { return std::string(section.name) == "adapter"; }

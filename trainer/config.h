@@ -197,6 +197,15 @@ struct TenantsSection {
   void Visit(FieldVisitor& visitor);
 };
 
+// `graft bench`; `tenants` has a section of its own.
+struct BenchSection {
+  int64_t repeats = 20;
+  int64_t max_bytes = int64_t{64} << 20;
+  std::vector<std::string> schedules = {"gpipe", "1f1b", "interleaved"};
+  int64_t length = 512;
+  void Visit(FieldVisitor& visitor);
+};
+
 struct Recipe {
   RunSection run;
   ModelSection model;
@@ -213,6 +222,7 @@ struct Recipe {
   GenerateSection generate;
   ExportSection export_;
   TenantsSection tenants;
+  BenchSection bench;
 
   // The method's own keys with their values, names without "adapter.". ApplyMethodFields puts them
   // into a method.

@@ -221,6 +221,15 @@ void TenantsSection::Visit(FieldVisitor& v) {
          &keep_adapters);
 }
 
+void BenchSection::Visit(FieldVisitor& v) {
+  v.Int({"repeats", "how often collectives and schedules time each thing"}, &repeats, 1, 100'000);
+  v.Int({"max_bytes", "collectives: largest message"}, &max_bytes, 4, int64_t{1} << 34);
+  v.TextList({"schedules", "schedules: those that are measured"}, &schedules,
+             {"gpipe", "1f1b", "interleaved"});
+  v.Int({"length", "tokens of a sample, at most the model's positions"}, &length, 2,
+        int64_t{1} << 24);
+}
+
 void ExportSection::Visit(FieldVisitor& v) {
   v.Text({"from", "checkpoint or adapter folder"}, &from);
   v.Text({"to", "folder to write"}, &to);

@@ -231,6 +231,23 @@ torch::Dtype RecipeDtype(const Recipe& recipe) {
   return recipe.model.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
 }
 
+absl::StatusOr<torch::Device> ChooseHardware(const Recipe& recipe, comm::World& world,
+                                             comm::Groups* groups) {
+  GRAFT_ASSIGN_OR_RETURN(const torch::Device device,
+                         ChooseDevice(recipe.parallel.device, world.all()));
+  const std::string& backend = recipe.parallel.backend;
+  if (device.is_cpu()) {
+    if (backend != "nccl") return device;
+    return RecipeError(absl::StrCat(
+        "parallel.backend: found nccl, which moves GPU memory, but parallel.device ",
+        recipe.parallel.device == "auto" ? "(auto) " : "", "is cpu; allowed: auto, mpi"));
+  }
+  const bool built_in = absl::StartsWith(comm::NcclVersion(), "NCCL");
+  if (backend == "nccl" || (backend == "auto" && built_in))
+    GRAFT_RETURN_IF_ERROR(world.AddDeviceGroups(groups, device.index()));
+  return device;
+}
+
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& recipe,
                                                                comm::World& world,
                                                                const WorkShape& work,
@@ -241,7 +258,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   GRAFT_ASSIGN_OR_RETURN(
       model->groups_, world.MakeGroups({.data = static_cast<int>(recipe.parallel.data),
                                         .pipeline = static_cast<int>(recipe.parallel.pipeline)}));
-  GRAFT_RETURN_IF_ERROR(model->ChooseHardware(recipe));
+  GRAFT_ASSIGN_OR_RETURN(model->device_, ChooseHardware(recipe, world, &model->groups_));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->OpenConfig(recipe, work)));
   GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(all, model->MakePlan(recipe, work)));
   GRAFT_RETURN_IF_ERROR(CheckSameOnAllRanks(all, "the stage split", model->plan_.Canonical()));
@@ -257,20 +274,6 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(const Recipe& rec
   if (!recipe.adapter.init_from.empty())
     GRAFT_RETURN_IF_ERROR(model->InitFrom(recipe.adapter.init_from));
   return model;
-}
-
-absl::Status LoadedModel::ChooseHardware(const Recipe& recipe) {
-  GRAFT_ASSIGN_OR_RETURN(device_, ChooseDevice(recipe.parallel.device, world_.all()));
-  const std::string& backend = recipe.parallel.backend;
-  if (device_.is_cpu()) {
-    if (backend != "nccl") return absl::OkStatus();
-    return RecipeError(absl::StrCat(
-        "parallel.backend: found nccl, which moves GPU memory, but parallel.device ",
-        recipe.parallel.device == "auto" ? "(auto) " : "", "is cpu; allowed: auto, mpi"));
-  }
-  const bool built_in = absl::StartsWith(comm::NcclVersion(), "NCCL");
-  if (backend == "mpi" || (backend == "auto" && !built_in)) return absl::OkStatus();
-  return world_.AddDeviceGroups(&groups_, device_.index());
 }
 
 absl::Status LoadedModel::OpenConfig(const Recipe& recipe, const WorkShape& work) {

@@ -66,6 +66,10 @@ absl::StatusOr<sharding::Plan> MakeRecipePlan(const Recipe& recipe,
 absl::StatusOr<std::unique_ptr<models::WeightSource>> OpenRecipeWeights(
     const Recipe& recipe, const models::ModelConfig& config, torch::Device device = torch::kCPU);
 torch::Dtype RecipeDtype(const Recipe& recipe);
+// parallel.device and parallel.backend against what there is: this rank's device, and `groups` with
+// those of its GPU where they move its memory. All ranks must call; all get the same status.
+absl::StatusOr<torch::Device> ChooseHardware(const Recipe& recipe, comm::World& world,
+                                             comm::Groups* groups);
 
 class LoadedModel {
  public:
@@ -136,8 +140,6 @@ class LoadedModel {
 
  private:
   explicit LoadedModel(comm::World& world) : world_(world) {}
-  // parallel.device and parallel.backend against what there is.
-  absl::Status ChooseHardware(const Recipe& recipe);
   absl::Status OpenConfig(const Recipe& recipe, const WorkShape& work);
   absl::Status MakePlan(const Recipe& recipe, const WorkShape& work);
   absl::Status LoadStage(const Recipe& recipe, Purpose purpose);

@@ -108,6 +108,82 @@ TEST(Program, BenchTenantsRefusesWhatItCannotMeasure) {
   refused("tenants.cuda_graphs=[maybe]", "tenants.cuda_graphs");
 }
 
+constexpr char kRanksRecipe[] =
+    "model: {shape: llama-tiny}\n"
+    "adapter: {method: lora, sites: all}\n"
+    "parallel: {threads: 1, device: cpu}\n"
+    "optim: {global_batch: 8, micro_batch: 2}\n"
+    "bench: {repeats: 3, max_bytes: 4096, length: 16}\n";
+
+// Each operation that the layout has at each size, and what the recipe itself would move.
+TEST(Program, BenchCollectivesMeasuresWhatTheLayoutMoves) {
+  const TempFolder folder;
+  const std::string recipe = folder.Write("recipe.yaml", kRanksRecipe);
+  const auto operations = [&](const std::string& layout) {
+    const ProgramResult result = RunGraft({"bench", "collectives", "--config", recipe, layout,
+                                           absl::StrCat("run.output=", folder.Path("out"))},
+                                          /*ranks=*/2);
+    EXPECT_EQ(result.code, 0) << result.err;
+    const nlohmann::json json = nlohmann::json::parse(folder.Read("out/collectives.json"));
+    EXPECT_EQ(json.at("format"), "graft-collectives");
+    EXPECT_EQ(json.at("ranks"), 2);
+    std::vector<std::string> found;
+    for (const auto& row : json.at("rows")) {
+      found.push_back(absl::StrCat(row.at("operation").get<std::string>(), " ",
+                                   row.at("bytes").get<int64_t>()));
+      EXPECT_GT(row.at("seconds").at("min").get<double>(), 0);
+      EXPECT_THAT(result.out, HasSubstr(row.value("of", "")));
+    }
+    return found;
+  };
+  // llama-tiny: LoRA of rank 8 on all linears has 16,384 parameters; a row of hidden states is 64.
+  EXPECT_THAT(operations("parallel.data=2"),
+              ::testing::ElementsAre("all-reduce 4", "all-reduce 1024", "all-reduce 4096",
+                                     "all-reduce 131072", "control vector 120", "barrier 0"));
+  EXPECT_THAT(operations("parallel.pipeline=2"),
+              ::testing::ElementsAre("send 4", "send 1024", "send 4096", "send 8192",
+                                     "control vector 120", "barrier 0"));
+  ExpectRefused(RunGraft({"bench", "collectives", "--config", recipe}), 78, "recipe",
+                {"parallel.data: data x pipeline = 1", "2 or more ranks"});
+}
+
+TEST(Program, BenchSchedulesComparesThem) {
+  const TempFolder folder;
+  const std::string recipe = folder.Write("recipe.yaml", kRanksRecipe);
+  const auto run = [&](const std::string& key) {
+    return RunGraft({"bench", "schedules", "--config", recipe, "parallel.pipeline=2", key,
+                     absl::StrCat("run.output=", folder.Path("out"))},
+                    /*ranks=*/2);
+  };
+  const ProgramResult result = run("run.seed=1");
+  ASSERT_EQ(result.code, 0) << result.err;
+  const nlohmann::json json = nlohmann::json::parse(folder.Read("out/schedules.json"));
+  EXPECT_EQ(json.at("format"), "graft-schedules");
+  std::vector<std::string> schedules;
+  for (const auto& row : json.at("rows")) {
+    schedules.push_back(row.at("schedule"));
+    EXPECT_EQ(row.at("micro_batches"), 4);
+    EXPECT_EQ(row.at("length"), 16);
+    EXPECT_GT(row.at("step_seconds").at("min").get<double>(), 0);
+    const double idle = row.at("idle_fraction").at("median");
+    EXPECT_GT(idle, 0);
+    EXPECT_LT(idle, 1);
+    EXPECT_THAT(result.out, HasSubstr(schedules.back()));
+  }
+  EXPECT_THAT(schedules, ::testing::ElementsAre("gpipe", "1f1b", "interleaved"));
+  EXPECT_GT(json.at("rows")[0].at("plan_idle_fraction").get<double>(),
+            json.at("rows")[2].at("plan_idle_fraction").get<double>());
+  for (const auto& [key, message] : std::vector<std::pair<std::string, std::string>>{
+           {"optim.global_batch=6", "parallel.schedule: interleaved needs"},
+           {"task.type=classification", "task.type: found \"classification\""}}) {
+    const ProgramResult refused = run(key);
+    EXPECT_EQ(refused.code, 78) << key;
+    EXPECT_THAT(refused.err, HasSubstr(message)) << key;
+  }
+  ExpectRefused(RunGraft({"bench", "schedules", "--config", recipe}), 78, "recipe",
+                {"parallel.pipeline: found 1", "2 or more"});
+}
+
 std::string AliasBomb() {
   std::string text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
   for (int i = 1; i < 10; ++i) {
