@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -11,7 +13,11 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/logging.h"
 #include "base/status.h"
 #include "base/text.h"
 #include "comm/agree.h"
@@ -20,18 +26,32 @@
 namespace graft::trainer {
 namespace {
 
-// GPUs that the driver shows to this process; 0 where there is no driver.
-int CountGpus() {
-  static const int count = [] {
-    void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-    if (driver == nullptr) return 0;
-    const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(driver, "cuInit"));
-    const auto get_count = reinterpret_cast<int (*)(int*)>(::dlsym(driver, "cuDeviceGetCount"));
-    int found = 0;
-    if (init == nullptr || get_count == nullptr || init(0) != 0 || get_count(&found) != 0) return 0;
-    return found;
-  }();
-  return count;
+// The GPUs that the driver shows to this process, by what is the same in every process; none where
+// there is no driver.
+std::vector<std::string> VisibleGpus() {
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver == nullptr) return {};
+  struct Uuid {
+    char bytes[16];
+  };
+  const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(driver, "cuInit"));
+  const auto get_count = reinterpret_cast<int (*)(int*)>(::dlsym(driver, "cuDeviceGetCount"));
+  const auto get = reinterpret_cast<int (*)(int*, int)>(::dlsym(driver, "cuDeviceGet"));
+  // The second version tells parts of a card (MIG) apart.
+  void* name = ::dlsym(driver, "cuDeviceGetUuid_v2");
+  if (name == nullptr) name = ::dlsym(driver, "cuDeviceGetUuid");
+  const auto get_uuid = reinterpret_cast<int (*)(Uuid*, int)>(name);
+  if (init == nullptr || get_count == nullptr || get == nullptr || get_uuid == nullptr) return {};
+  int count = 0;
+  if (init(0) != 0 || get_count(&count) != 0) return {};
+  std::vector<std::string> gpus;
+  for (int i = 0; i < count; ++i) {
+    int device = 0;
+    Uuid uuid{};
+    if (get(&device, i) != 0 || get_uuid(&uuid, device) != 0) return {};
+    gpus.push_back(absl::BytesToHexString(absl::string_view(uuid.bytes, sizeof(uuid.bytes))));
+  }
+  return gpus;
 }
 
 // Empty, or why LibTorch's CUDA half is not there.
@@ -53,37 +73,40 @@ const std::string& LoadCudaHalf() {
   return *error;
 }
 
-struct Place {
-  int rank_on_node = 0;
-  int ranks_on_node = 0;
-};
-
-Place PlaceOnNode(comm::Communicator& all) {
+// Ranks with the same text share a node.
+std::string NodeName() {
   const char* const id = ::getenv("NCCL_HOSTID");
-  const std::string mine = absl::StrCat(comm::HostName(), "\n", id == nullptr ? "" : id);
-  const std::vector<std::string> nodes = comm::AllGatherStrings(all, mine);
-  Place place;
-  for (int rank = 0; rank < all.size(); ++rank) {
-    if (nodes[static_cast<size_t>(rank)] != mine) continue;
-    if (rank < all.rank()) ++place.rank_on_node;
-    ++place.ranks_on_node;
-  }
-  return place;
+  return absl::StrCat(comm::HostName(), "/", id == nullptr ? "" : id);
 }
 
-// Whether this rank can have a GPU.
-absl::Status CheckGpu(const Place& place) {
+// What the ranks see, by rank.
+std::vector<VisibleGpusOfRank> GatherGpus(comm::Communicator& all) {
+  const std::string mine = absl::StrCat(NodeName(), "\n", absl::StrJoin(VisibleGpus(), ","));
+  std::vector<VisibleGpusOfRank> ranks;
+  for (const std::string& text : comm::AllGatherStrings(all, mine)) {
+    const std::vector<std::string> parts = absl::StrSplit(text, '\n');
+    ranks.push_back({parts[0], absl::StrSplit(parts[1], ',', absl::SkipEmpty())});
+  }
+  return ranks;
+}
+
+// Whether this rank has the GPU that was chosen for it.
+absl::Status CheckGpu(const std::vector<VisibleGpusOfRank>& ranks, size_t mine, int chosen) {
   const std::string found = "parallel.device: found cuda, but ";
-  const int gpus = CountGpus();
+  const size_t gpus = ranks[mine].gpus.size();
   if (gpus == 0) {
     return RecipeError(absl::StrCat(found, comm::HostName(),
                                     " shows no GPU (libcuda.so.1 counts 0, or is not there); "
                                     "allowed here: auto, cpu"));
   }
-  if (place.ranks_on_node > gpus) {
-    return RecipeError(absl::StrCat(found, place.ranks_on_node, " ranks run on ", comm::HostName(),
+  if (chosen < 0) {
+    const auto on_node = std::count_if(ranks.begin(), ranks.end(), [&](const auto& rank) {
+      return rank.node == ranks[mine].node;
+    });
+    return RecipeError(absl::StrCat(found, on_node, " ranks run on ", comm::HostName(),
                                     ", which shows ", gpus, gpus == 1 ? " GPU" : " GPUs",
-                                    "; allowed: one rank for each GPU"));
+                                    " to rank ", mine,
+                                    ", none of them free; allowed: one rank for each GPU"));
   }
   if (const std::string& error = LoadCudaHalf(); !error.empty()) {
     return RecipeError(absl::StrCat(found, "LibTorch's CUDA half does not load: ", error,
@@ -94,15 +117,32 @@ absl::Status CheckGpu(const Place& place) {
 
 }  // namespace
 
+std::vector<int> AssignGpus(const std::vector<VisibleGpusOfRank>& ranks) {
+  std::set<std::pair<std::string, std::string>> taken;  // node, GPU
+  std::vector<int> chosen;
+  for (const VisibleGpusOfRank& rank : ranks) {
+    const auto free = std::find_if(rank.gpus.begin(), rank.gpus.end(), [&](const auto& gpu) {
+      return taken.insert({rank.node, gpu}).second;
+    });
+    chosen.push_back(free == rank.gpus.end() ? -1 : static_cast<int>(free - rank.gpus.begin()));
+  }
+  return chosen;
+}
+
 absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Communicator& all) {
   if (wanted == "cpu") return torch::Device(torch::kCPU);
-  const Place place = PlaceOnNode(all);
-  const absl::Status status = comm::AgreeOnStatus(all, CheckGpu(place));
+  const std::vector<VisibleGpusOfRank> ranks = GatherGpus(all);
+  const auto mine = static_cast<size_t>(all.rank());
+  const int chosen = AssignGpus(ranks)[mine];
+  const absl::Status status = comm::AgreeOnStatus(all, CheckGpu(ranks, mine, chosen));
   if (!status.ok()) {
-    if (wanted == "auto") return torch::Device(torch::kCPU);
-    return status;
+    if (wanted != "auto") return status;
+    const bool any = std::any_of(ranks.begin(), ranks.end(),
+                                 [](const auto& rank) { return !rank.gpus.empty(); });
+    if (any && mine == 0) LOG(WARNING) << "device auto is cpu: " << status.message();
+    return torch::Device(torch::kCPU);
   }
-  const torch::Device device(torch::kCUDA, static_cast<torch::DeviceIndex>(place.rank_on_node));
+  const torch::Device device(torch::kCUDA, static_cast<torch::DeviceIndex>(chosen));
   c10::impl::getDeviceGuardImpl(torch::kCUDA)->setDevice(device);
   return device;
 }

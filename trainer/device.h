@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -13,8 +14,18 @@
 
 namespace graft::trainer {
 
-// `wanted`: auto, cpu, cuda. Each rank of a node gets the GPU of its place among them; ranks with
-// an NCCL_HOSTID of their own count as nodes of their own, which is how several share one GPU in
+// What a rank's driver shows it. Whether that is all GPUs of the node or the rank's own, as batch
+// systems do it, a card has the same name in every process.
+struct VisibleGpusOfRank {
+  std::string node;
+  std::vector<std::string> gpus;
+};
+// The GPU of each rank, as an index of its own list: the first that no rank before it on the node
+// has got. -1: none is left.
+std::vector<int> AssignGpus(const std::vector<VisibleGpusOfRank>& ranks);
+
+// `wanted`: auto, cpu, cuda. Each rank of a node gets a GPU of its own (AssignGpus); ranks with an
+// NCCL_HOSTID of their own count as nodes of their own, which is how several share one GPU in
 // tests. auto is a GPU when every rank can have one. Kind recipe where cuda cannot be. All ranks of
 // `all` must call; all get the same status.
 absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Communicator& all);

@@ -25,5 +25,23 @@ TEST(DeviceMemory, TooLittleNamesPredictedAndFree) {
                                ::testing::HasSubstr("model.recompute")));
 }
 
+TEST(AssignGpus, EveryRankOfANodeGetsItsOwn) {
+  using Ranks = std::vector<VisibleGpusOfRank>;
+  using ::testing::ElementsAre;
+  // All see all: in the order of ranks, node by node.
+  EXPECT_THAT(
+      AssignGpus(Ranks{{"a", {"0", "1"}}, {"b", {"2", "3"}}, {"a", {"0", "1"}}, {"b", {"2", "3"}}}),
+      ElementsAre(0, 0, 1, 1));
+  // Each sees the one that the batch system gave it.
+  EXPECT_THAT(AssignGpus(Ranks{{"a", {"0"}}, {"a", {"1"}}}), ElementsAre(0, 0));
+  // Lists in another order.
+  EXPECT_THAT(AssignGpus(Ranks{{"a", {"0", "1"}}, {"a", {"1", "0"}}}), ElementsAre(0, 0));
+  EXPECT_THAT(AssignGpus(Ranks{{"a", {"0", "1"}}, {"a", {"0", "1"}}, {"a", {"0", "1"}}}),
+              ElementsAre(0, 1, -1));
+  EXPECT_THAT(AssignGpus(Ranks{{"a", {}}, {"a", {"0"}}}), ElementsAre(-1, 0));
+  // Two ranks on one card that count as two nodes (NCCL_HOSTID).
+  EXPECT_THAT(AssignGpus(Ranks{{"a/1", {"0"}}, {"a/2", {"0"}}}), ElementsAre(0, 0));
+}
+
 }  // namespace
 }  // namespace graft::trainer
