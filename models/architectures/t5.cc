@@ -148,7 +148,9 @@ torch::Tensor T5::Layers(torch::Tensor h, SiteContext& context, KvCache* cache) 
     context.batch = batch.source.get();
     source = RunLayers(source, 0, cut, context, nullptr, body);
     context.batch = &batch;
-    if (range_.first_layer + static_cast<int64_t>(cut) == config_.encoder_layers) {
+    const int64_t last = config_.encoder_layers - 1;  // scoring may begin behind it or end before
+    const bool ran_last = context.first_layer <= last && last < context.end_layer;
+    if (ran_last && range_.first_layer + static_cast<int64_t>(cut) == config_.encoder_layers) {
       source = encoder_norm_.Forward(source).value;
     }
   }

@@ -13,12 +13,13 @@ import torch
 from graft_program import Golden, attempt, data_folder, recipe, run
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 from variants import MAX_SAMPLE_LENGTH, NUM_LABELS, VOCAB_SIZE, module_of
 
 RELATIVE, ABSOLUTE = 1e-4, 5e-7  # of a score; nat: a step of float32 at a loss between 4 and 8
 SAMPLES = 21
 SCORE = dict(max_samples=SAMPLES, shard_samples=8, micro_batch=3, layer_block=3, per_sample=True)
-LLAMA, GPT2, ROBERTA = "gqa_lora", "gpt2_lora", "roberta_lora"
+LLAMA, GPT2, ROBERTA, T5 = "gqa_lora", "gpt2_lora", "roberta_lora", "t5_lora"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,11 +33,14 @@ def float64_norm():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LlamaRMSNorm, "forward", forward)
+        patch.setattr(T5LayerNorm, "forward", forward)
         yield
 
 
 def samples_of(task):
     """So many trained tokens that the rounding of float32 is smaller than the tolerance of the mean."""
+    if task == "seq2seq":
+        return prepared_data.pairs(SAMPLES, VOCAB_SIZE, MAX_SAMPLE_LENGTH, 5)
     if task != "causal_lm":
         return prepared_data.labelled_samples(SAMPLES, VOCAB_SIZE, MAX_SAMPLE_LENGTH, 5, NUM_LABELS)
     samples = prepared_data.ragged_samples(SAMPLES, VOCAB_SIZE, MAX_SAMPLE_LENGTH, 5)
@@ -125,7 +129,7 @@ def standard_error(values, counts):
     return math.sqrt(n / (n - 1) * sum((v - mean * c) ** 2 for v, c in zip(values, counts))) / total
 
 
-@pytest.mark.parametrize("name", [LLAMA, GPT2, "gpt2_lora_joint", ROBERTA, "gqa_fanlora"])
+@pytest.mark.parametrize("name", [LLAMA, GPT2, "gpt2_lora_joint", ROBERTA, "gqa_fanlora", T5])
 def test_ablation_is_zeroing_one_module_at_a_time(name, tmp_path):
     golden = Golden(name)
     size = dict(rank=4, alpha=8.0) if name == "gqa_fanlora" else {}  # its modules differ
@@ -136,7 +140,7 @@ def test_ablation_is_zeroing_one_module_at_a_time(name, tmp_path):
     assert_near(ab["base_loss"], everything.sum().item() / tokens, "base_loss")
     assert_near(ab["bare_loss"], nothing.sum().item() / tokens, "bare_loss")
     assert (ab["num_samples"], ab["num_trained_tokens"]) == (SAMPLES, tokens)
-    assert ab["num_tokens"] == sum(len(s.ids) for s in hf.samples)
+    assert ab["num_tokens"] == sum(len(s.ids) + len(s.target or []) for s in hf.samples)
     assert values["loo"].shape == values["keep_one"].shape == (len(sites), SAMPLES)
     # Of many modules every fifth: with six or seven in a layer all roles come up.
     step = 5 if len(sites) > 10 else 1
@@ -162,7 +166,9 @@ def test_parts_of_ab_are_scores_of_their_own(tmp_path):
         assert alone["base_loss"] == pytest.approx(ab["base_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [LLAMA, "gqa_lora_qv", GPT2, "gpt2_lora_joint", ROBERTA])
+@pytest.mark.parametrize(
+    "name", [LLAMA, "gqa_lora_qv", GPT2, "gpt2_lora_joint", ROBERTA, "t5_v1_1_lora"]
+)
 def test_taylor_is_the_derivative_of_the_gate(name, tmp_path):
     """-dl/da at a = 1 of B -> a B, which is -<B, dl/dB>; the unit of the absolute and squared forms is the sample."""
     golden = Golden(name)
@@ -199,7 +205,7 @@ def test_taylor_is_the_derivative_of_the_gate(name, tmp_path):
     assert_near(importance["base_loss"], hf.losses().sum().item() / tokens)
 
 
-@pytest.mark.parametrize("name", [LLAMA, "biases_lora", GPT2, ROBERTA])
+@pytest.mark.parametrize("name", [LLAMA, "biases_lora", GPT2, ROBERTA, T5])
 def test_lora_drop_and_magnitude_are_the_direct_norms(name, tmp_path):
     golden = Golden(name)
     absolute, values = score(golden, tmp_path / "drop", "lora_drop")
@@ -226,7 +232,7 @@ def test_lora_drop_and_magnitude_are_the_direct_norms(name, tmp_path):
         hf.module(*site).register_forward_hook(watch(site))
     with torch.no_grad():
         for sample in hf.samples:  # those without a target too
-            reference.logits(hf.model, sample.ids, sample.prompt_length)
+            reference.sample_logits(hf.model, sample)
     tokens = absolute["num_tokens"]
     total = sum(edit for edits in seen.values() for edit, _ in edits)
     rows = zip(absolute["modules"], relative["modules"], magnitude["modules"], sites_of(absolute))
@@ -298,7 +304,7 @@ def test_the_setting_trains_and_selects_again_without_a_model(tmp_path):
     [
         (dict(score=dict(data="")), 78, ["score.data"]),
         (dict(adapter=dict(method="red", sites=["ffn.out"])), 78, ["adapter.method", "red"]),
-        (dict(task=dict(type="seq2seq")), 78, ["task.type", "seq2seq"]),
+        (dict(task=dict(type="seq2seq")), 78, ["score.data", "task.type is seq2seq"]),
         (dict(score=dict(adapter="/nowhere")), 65, ["/nowhere"]),
         (
             dict(
@@ -411,7 +417,8 @@ def test_sensitivity_follows_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, method", [(LLAMA, "ab"), (GPT2, "taylor"), (LLAMA, "lora_drop"), (ROBERTA, "ab")]
+    "name, method",
+    [(LLAMA, "ab"), (GPT2, "taylor"), (LLAMA, "lora_drop"), (ROBERTA, "ab"), (T5, "ab")],
 )
 def test_the_bytes_do_not_depend_on_ranks(name, method, tmp_path):
     def bytes_of(**parallel):

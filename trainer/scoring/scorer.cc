@@ -105,10 +105,6 @@ absl::Status CheckRecipe(const Recipe& recipe) {
   GRAFT_RETURN_IF_ERROR(CheckSupported(recipe));
   GRAFT_RETURN_IF_ERROR(CheckWholeWeights(recipe, "score"));
   GRAFT_RETURN_IF_ERROR(RequireKeys(recipe, {"model"}, "score"));
-  if (recipe.task.type == "seq2seq") {
-    return RecipeError(
-        "task.type: found \"seq2seq\", `graft score` allows causal_lm, classification, regression");
-  }
   const std::string& method = recipe.adapter.method;
   if (method != "lora" && method != "fanlora") {
     return RecipeError(absl::StrCat("adapter.method: found \"", method,

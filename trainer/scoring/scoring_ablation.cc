@@ -2,9 +2,13 @@
 // the variants of a layer and the clean copy run as groups of rows of one batch, which the gates of
 // the rows tell apart, and the head runs on supervised rows only.
 //
-// Legend: N rows of the micro-batch, J modules of the layer, group 0 = the clean copy, group g =
-// the variant of module g - 1; a state "in front of layer l" is what layer l takes, (N, D).
+// Legend: N rows of the micro-batch (boundary_rows: with an encoder its rows stand in front of the
+// decoder's), J modules of the layer, group 0 = the clean copy, group g = the variant of module
+// g - 1; a state "in front of layer l" is what layer l takes, (N, D). Of several groups all of the
+// encoder's rows stand in front of all of the decoder's.
 #include <algorithm>
+#include <functional>
+#include <memory>
 
 #include <ATen/ATen.h>
 
@@ -21,6 +25,8 @@ using models::SiteGates;
 // `groups` copies of the samples one after the other; only what layers read of a batch.
 MicroBatch Repeated(const MicroBatch& batch, int64_t groups) {
   MicroBatch repeated;
+  if (batch.source != nullptr)
+    repeated.source = std::make_shared<const MicroBatch>(Repeated(*batch.source, groups));
   const int64_t rows = batch.num_rows();
   for (int64_t group = 0; group < groups; ++group) {
     for (models::Segment segment : batch.segments) {
@@ -33,13 +39,34 @@ MicroBatch Repeated(const MicroBatch& batch, int64_t groups) {
   return repeated;
 }
 
-// loo: all modules on, but in group g that of module g - 1; keep_one: the opposite.
-SiteGates VariantGates(const std::vector<models::SiteSpec>& modules, int64_t rows, bool is_loo,
+int64_t SourceRows(const MicroBatch& batch) {
+  return batch.source == nullptr ? 0 : batch.source->num_rows();
+}
+
+torch::Tensor RepeatedState(const torch::Tensor& h, const MicroBatch& batch, int64_t groups) {
+  const int64_t source = SourceRows(batch);
+  if (source == 0) return h.repeat({groups, 1});
+  return at::cat({h.narrow(0, 0, source).repeat({groups, 1}),
+                  h.narrow(0, source, batch.num_rows()).repeat({groups, 1})});
+}
+
+torch::Tensor StateOfGroup(const torch::Tensor& h, const MicroBatch& batch, int64_t groups,
+                           int64_t group) {
+  const int64_t source = SourceRows(batch), rows = batch.num_rows();
+  const torch::Tensor own = h.narrow(0, groups * source + group * rows, rows);
+  return source == 0 ? own : at::cat({h.narrow(0, group * source, source), own});
+}
+
+// loo: all modules on, but in group g that of module g - 1; keep_one: the opposite. `rows_at`: the
+// rows of one group at a module.
+SiteGates VariantGates(const std::vector<models::SiteSpec>& modules,
+                       const std::function<int64_t(models::SiteId)>& rows_at, bool is_loo,
                        torch::Device device) {
   SiteGates gates;
   gates.open = is_loo;
   const auto groups = static_cast<int64_t>(modules.size()) + 1;
   for (size_t m = 0; m < modules.size(); ++m) {
+    const int64_t rows = rows_at(modules[m].id);
     torch::Tensor gate = at::full({groups * rows}, is_loo ? 1.0 : 0.0, at::kFloat);
     gate.narrow(0, (static_cast<int64_t>(m) + 1) * rows, rows).fill_(is_loo ? 0.0 : 1.0);
     gates.rows[modules[m].id] = gate.to(device);
@@ -83,23 +110,24 @@ void ScoringRunner::AblateLayer(const WorkItem& item, int layer, const MicroBatc
   if (range.end_layer() <= layer) return;
   const std::vector<models::SiteSpec> modules = ModulesOf(task_.modules, layer, layer + 1);
   const auto groups = static_cast<int64_t>(modules.size()) + 1;
-  const int64_t rows = batch.num_rows();
   const MicroBatch variants = Repeated(batch, groups);
-  const SiteGates gates = VariantGates(modules, rows, item.kind == "loo", model_.device());
+  const SiteGates gates = VariantGates(
+      modules, [&](models::SiteId site) { return BatchAt(site, batch).num_rows(); },
+      item.kind == "loo", model_.device());
   torch::Tensor h;
   if (range.first_layer <= layer) {
-    h = RunLayers(variants, gates, layer, layer + 1, state->repeat({groups, 1}));
+    h = RunLayers(variants, gates, layer, layer + 1, RepeatedState(*state, batch, groups));
   } else {
-    h = ReceiveFromBelow(at::empty({groups * rows, backbone_.config().hidden_size},
+    h = ReceiveFromBelow(at::empty({variants.boundary_rows(), backbone_.config().hidden_size},
                                    at::TensorOptions(model_.dtype())))
             .to(model_.device());
   }
   const bool next_is_here = layer + 1 >= range.first_layer && layer + 1 < range.end_layer();
-  if (next_is_here) *state = h.narrow(0, 0, rows).clone();
+  if (next_is_here) *state = StateOfGroup(h, batch, groups, 0).clone();
   h = RunLayers(variants, gates, std::max(layer + 1, range.first_layer), range.end_layer(), h);
   if (!range.head) return SendUp(h);
   for (int64_t group = 0; group < groups; ++group) {
-    Append(SampleLosses(batch, h.narrow(0, group * rows, rows)),
+    Append(SampleLosses(batch, StateOfGroup(h, batch, groups, group)),
            &(*columns)[column + static_cast<size_t>(group)]);
   }
 }
@@ -111,7 +139,7 @@ torch::Tensor ScoringRunner::Advance(const MicroBatch& batch, bool open, int fro
   const models::LayerRange& range = backbone_.range();
   if (range.end_layer() <= from || range.first_layer > to) return torch::Tensor();
   if (range.first_layer > from) {
-    state = ReceiveFromBelow(at::empty({batch.num_rows(), backbone_.config().hidden_size},
+    state = ReceiveFromBelow(at::empty({batch.boundary_rows(), backbone_.config().hidden_size},
                                        at::TensorOptions(model_.dtype())))
                 .to(model_.device());
   }

@@ -104,9 +104,18 @@ std::vector<models::MicroBatch> ScoringRunner::MicroBatches(const WorkItem& item
     std::vector<int64_t> samples(
         static_cast<size_t>(std::min<int64_t>(item.micro_batch, item.num_samples - done)));
     std::iota(samples.begin(), samples.end(), item.first_sample + done);
-    batches.push_back(Collate(data_, samples, /*step=*/0, static_cast<int64_t>(batches.size())));
+    batches.push_back(Collate(data_, samples, /*step=*/0, static_cast<int64_t>(batches.size()),
+                              /*virtual_rows=*/0, backbone_.config().decoder_start_token_id));
   }
   return batches;
+}
+
+// Keys and values of cross attention are made of the encoder's rows.
+const models::MicroBatch& ScoringRunner::BatchAt(models::SiteId site,
+                                                 const models::MicroBatch& batch) const {
+  const bool of_encoder = site.layer < backbone_.config().encoder_layers ||
+                          site.role == models::Role::kCrossK || site.role == models::Role::kCrossV;
+  return batch.source != nullptr && of_encoder ? *batch.source : batch;
 }
 
 // t_n of a module is minus the gradient of sample n's loss by the module's gate, which is open;
@@ -116,9 +125,9 @@ std::vector<double> ScoringRunner::Differentiate(const std::vector<models::Micro
   std::vector<models::SiteGates> gates(batches.size());
   for (size_t i = 0; i < batches.size(); ++i) {
     for (const SiteSpec& module : own_modules_)
-      gates[i].rows[module.id] =
-          at::ones({batches[i].num_rows()}, at::TensorOptions(at::kFloat).device(model_.device()))
-              .requires_grad_();
+      gates[i].rows[module.id] = at::ones({BatchAt(module.id, batches[i]).num_rows()},
+                                          at::TensorOptions(at::kFloat).device(model_.device()))
+                                     .requires_grad_();
   }
   const sharding::StepResult run =
       model_.executor().Differentiate(batches, [&](models::SiteContext& context) {
@@ -129,7 +138,7 @@ std::vector<double> ScoringRunner::Differentiate(const std::vector<models::Micro
   for (const SiteSpec& module : own_modules_) {
     for (size_t i = 0; i < batches.size(); ++i) {
       const torch::Tensor gradient = gates[i].rows.at(module.id).grad().to(at::kCPU, at::kDouble);
-      for (const models::Segment& segment : batches[i].segments)
+      for (const models::Segment& segment : BatchAt(module.id, batches[i]).segments)
         values.push_back(-gradient.narrow(0, segment.begin, segment.length).sum().item<double>());
     }
   }

@@ -40,6 +40,8 @@ class ScoringRunner : public ItemRunner {
   ScoringRunner(const ScoreTask& task, const Dataset& data, LoadedModel& model);
   absl::Status AddProbes(models::WeightSource& weights);
   std::vector<models::MicroBatch> MicroBatches(const WorkItem& item) const;
+  // Whose rows pass a site: with an encoder, its own or the decoder's.
+  const models::MicroBatch& BatchAt(models::SiteId site, const models::MicroBatch& batch) const;
 
   // loo and keep_one: scoring_ablation.cc. Values by column (score_plan.h), each of the item's
   // samples.
