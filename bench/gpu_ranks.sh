@@ -80,6 +80,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
     pipeline="--shape llama-1b $alone --steps 5 --micro-batches 4"
     compare pipeline-nccl 40 $pipeline --parallel '{"pipeline": 2}' --ranks "$mpi"
     compare pipeline-mpi 40 $pipeline --parallel '{"pipeline": 2, "backend": "mpi"}' --ranks "$mpi"
+    # Gradients of 45 MB, in three pieces, summed inside the last backward pass.
+    compare data-nccl 40 $pipeline --parallel '{"data": 2}' --trace 3 --ranks "$mpi"
     shards="--shape llama-1b $alone --warmup 1 --steps 2 --micro-batches 2"
     compare shards-nccl 40 $shards --parallel '{"data": 2, "shard_weights": true}' --ranks "$mpi"
     compare shards-mpi 40 $shards --parallel '{"data": 2, "shard_weights": true, "backend": "mpi"}' --ranks "$mpi"
