@@ -31,6 +31,9 @@ class RecordingWeights : public models::WeightSource {
   void NoteCopy(const std::string& name, const torch::Tensor& copy) override {
     derived_.copies.emplace_back(prefix_ + name, copy);
   }
+  // Hashes `from`, where `to` has the same order in memory.
+  void NoteMove(const std::string& name, const torch::Tensor& from,
+                const torch::Tensor& to) override;
   const std::vector<WatchedTensor>& loaded() const { return loaded_; }
   const DerivedWeights& derived() const { return derived_; }
 
