@@ -55,8 +55,8 @@ absl::StatusOr<torch::Tensor> RecordingWeights::Load(const std::string& name,
 void RecordingWeights::NoteMove(const std::string& name, const torch::Tensor& from,
                                 const torch::Tensor& to) {
   std::optional<uint64_t> hash;
-  if (from.is_cpu() && from.is_non_overlapping_and_dense() && from.strides() == to.strides() &&
-      from.scalar_type() == to.scalar_type())
+  if (hash_moves_ && from.is_cpu() && from.is_non_overlapping_and_dense() &&
+      from.strides() == to.strides() && from.scalar_type() == to.scalar_type())
     hash = Hash64(from.const_data_ptr(), from.nbytes());
   derived_.copies.emplace_back(prefix_ + name, to, hash);
 }
