@@ -1,6 +1,6 @@
 // hash64 (base/hash.h) of tensors' memory where it lies: in host memory, or on a GPU by a kernel of
-// graft's own, which reads it at the speed of that memory and brings back 8 bytes a tensor. The
-// same number on both. Used by who watches that frozen weights stay as they are.
+// graft's own, which brings back 8 bytes a tensor. The same number on both. Used by who watches
+// that frozen weights stay as they are.
 #pragma once
 
 #include <cstdint>
