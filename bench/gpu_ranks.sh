@@ -1,12 +1,12 @@
 #!/bin/bash
-# What two ranks that share one GPU do, and what the training step costs with its switches on and off, sized for 6 minutes
+# What two ranks that share one GPU do, and what kernels and the training step with its switches on and off cost, sized for 7 minutes
 # on an H200 (not run there yet): the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
 # layout over nccl and mpi, speed and memory. Each part has a time limit of its own, goes on after a failure and leaves its
 # result in FOLDER when it ends: *.log, curves.log, compare.jsonl, and of the first pipeline what each rank did last.
 # Usage: gpu_ranks.sh FOLDER PYTHON BUNDLE TORCH_FOLDER
 #   PYTHON   has torch, transformers, peft
-#   BUNDLE   made by gpu_bundle.sh BUILD BUNDLE graft gpu_test comm_nccl_test; TORCH_FOLDER: .../site-packages/torch
-# PART=tests|pipeline|curves|speed does one part only.
+#   BUNDLE   made by gpu_bundle.sh BUILD BUNDLE graft gpu_test comm_nccl_test graft_kernel_bench; TORCH_FOLDER: .../site-packages/torch
+# PART=tests|kernels|pipeline|curves|speed does one part only.
 set -uo pipefail
 [ $# = 4 ] || { sed -n '2,10s/^# //p' "$0" >&2; exit 64; }
 here=$(dirname "$(realpath "$0")")
@@ -55,6 +55,9 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
   if part tests; then
     limited gpu_test 60 $run gpu_test --gtest_brief=1
     limited comm_nccl_test 60 $mpi $run comm_nccl_test --gtest_brief=1
+  fi
+  if part kernels; then
+    limited kernels 60 $run graft_kernel_bench cuda && cat "$folder/kernels.log"
   fi
   if part pipeline; then
     # Past 25 s in a step the watchdog writes what each rank did last and ends the run.

@@ -1,8 +1,8 @@
 // Kernels of graft's own on a GPU: CUDA source inside the program, compiled for the card at hand by
 // NVRTC (which comes with LibTorch's CUDA half) when the first one is launched. So nothing needs a
 // CUDA toolkit when graft is built, and nothing of CUDA where there is no GPU. Used by
-// layers/device_rows.cc, layers/quantized_weight.cc and methods; without NVRTC or the driver they go
-// on with LibTorch's operators.
+// layers/device_rows.cc, layers/quantized_weight.cc, memory_hash.cc and methods; without NVRTC or
+// the driver they go on with LibTorch's operators.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 #include "trainer/fingerprint.h"
 
 #include <exception>
+#include <optional>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -49,6 +50,15 @@ absl::StatusOr<torch::Tensor> RecordingWeights::Load(const std::string& name,
     return BugError(absl::StrCat("loading tensor `", name, "` (", absl::StrJoin(shape, ", "),
                                  "): ", text.substr(0, text.find('\n'))));
   }
+}
+
+void RecordingWeights::NoteMove(const std::string& name, const torch::Tensor& from,
+                                const torch::Tensor& to) {
+  std::optional<uint64_t> hash;
+  if (hash_moves_ && from.is_cpu() && from.is_non_overlapping_and_dense() &&
+      from.strides() == to.strides() && from.scalar_type() == to.scalar_type())
+    hash = Hash64(from.const_data_ptr(), from.nbytes());
+  derived_.copies.emplace_back(prefix_ + name, to, hash);
 }
 
 absl::StatusOr<std::string> ModelFingerprint(const Recipe& recipe,

@@ -18,9 +18,11 @@ namespace graft::trainer {
 // Passes everything on to another source and notes what was loaded and what became of it.
 class RecordingWeights : public models::WeightSource {
  public:
-  // `prefix` stands before the names in the record.
-  explicit RecordingWeights(models::WeightSource& source, std::string prefix = "")
-      : source_(source), prefix_(std::move(prefix)) {}
+  // `prefix` stands before the names in the record. `hash_moves`: host memory that moves to a
+  // device is hashed for who compares what has arrived there, a reading of all weights.
+  explicit RecordingWeights(models::WeightSource& source, std::string prefix = "",
+                            bool hash_moves = true)
+      : source_(source), prefix_(std::move(prefix)), hash_moves_(hash_moves) {}
   bool Has(const std::string& name) const override { return source_.Has(name); }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,
                                      torch::Dtype dtype) override;
@@ -31,12 +33,16 @@ class RecordingWeights : public models::WeightSource {
   void NoteCopy(const std::string& name, const torch::Tensor& copy) override {
     derived_.copies.emplace_back(prefix_ + name, copy);
   }
+  // Compared where `to` has the type of `from` and its order in memory.
+  void NoteMove(const std::string& name, const torch::Tensor& from,
+                const torch::Tensor& to) override;
   const std::vector<WatchedTensor>& loaded() const { return loaded_; }
   const DerivedWeights& derived() const { return derived_; }
 
  private:
   models::WeightSource& source_;
   const std::string prefix_;
+  const bool hash_moves_;
   std::vector<WatchedTensor> loaded_;
   DerivedWeights derived_;
 };

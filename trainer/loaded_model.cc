@@ -298,7 +298,8 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   const LoadingMemory while_loading;
   GRAFT_ASSIGN_OR_RETURN(const std::unique_ptr<models::WeightSource> weights,
                          OpenRecipeWeights(recipe, config_, device_));
-  RecordingWeights recorded(*weights);
+  RecordingWeights recorded(*weights, /*prefix=*/"",
+                            /*hash_moves=*/purpose == Purpose::kTraining);
   models::BackboneOptions backbone;
   backbone.dtype = dtype_;
   backbone.device = device_;

@@ -158,6 +158,7 @@ absl::Status Trainer::LoadModel() {
   std::vector<WatchedTensor> frozen = model_->loaded_weights();
   frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
   frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());
+  GRAFT_RETURN_IF_ERROR(Agree(frozen_->arrival()));
   gradient_watch_ = std::make_unique<GradientWatch>(model_->adapters().parameters().size());
   flop_ = std::make_unique<SampleFlop>(recipe_, *model_);
   if (recipe_.log.trace > 0) {

@@ -48,7 +48,13 @@ class StackKvCache : public KvCache {
 absl::StatusOr<torch::Tensor> PartLoader::Load(const std::string& name,
                                                const std::vector<int64_t>& shape) {
   GRAFT_ASSIGN_OR_RETURN(const torch::Tensor stored, weights_.Load(name, shape, dtype_));
-  return stored.to(device_);
+  return Move(name, stored);
+}
+
+torch::Tensor PartLoader::Move(const std::string& name, const torch::Tensor& host) {
+  torch::Tensor moved = host.to(device_);
+  if (!moved.is_same(host)) weights_.NoteMove(name, host, moved);
+  return moved;
 }
 
 absl::StatusOr<torch::Tensor> PartLoader::LoadLeaf(const std::string& name,
@@ -85,13 +91,13 @@ std::shared_ptr<const FrozenWeight> PartLoader::Freeze(const std::string& name,
                                                        torch::Tensor weight) {
   std::shared_ptr<const FrozenWeight> frozen;
   if (quantize_ == Quantization::kNone) {
-    weight = weight.to(device_);
+    weight = Move(name, weight);
     frozen = packer_ != nullptr ? packer_->AddPlain(weight)
                                 : MakeFrozenWeight(std::move(weight), FrozenUse::kProducts);
   } else {
     const QuantizedShape shape{quantize_, weight.size(0), weight.size(1)};
     double error = 0;
-    torch::Tensor stored = QuantizeMatrix(weight.cpu(), quantize_, &error).to(device_);
+    torch::Tensor stored = Move(name, QuantizeMatrix(weight.cpu(), quantize_, &error));
     quantization_.Add(name, error);
     frozen = packer_ != nullptr ? packer_->AddQuantized(std::move(stored), shape, dtype_)
                                 : MakeQuantizedWeight(std::move(stored), shape, dtype_);

@@ -50,6 +50,11 @@ class PartLoader {
   absl::Status LoadTable(const std::string& name, int64_t rows, int64_t width, FrozenUse use,
                          std::shared_ptr<const FrozenWeight>* table, int64_t padding_row = -1);
 
+  // What an architecture computes with instead of the loaded vector or table {name}.
+  void NoteDerived(const std::string& name, const torch::Tensor& derived) {
+    weights_.NoteCopy(name, derived);
+  }
+
   int64_t parameters() const { return parameters_; }
   int64_t bytes() const { return bytes_; }
   const QuantizationReport& quantization() const { return quantization_; }
@@ -61,6 +66,8 @@ class PartLoader {
   absl::StatusOr<torch::Tensor> LoadLeaf(const std::string& name,
                                          const std::vector<int64_t>& shape);
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape);
+  // `host` where the layers compute.
+  torch::Tensor Move(const std::string& name, const torch::Tensor& host);
   absl::StatusOr<torch::Tensor> LoadVector(const std::string& name, int64_t width);
   // Of a layer's frozen matrix: what Freeze wants.
   torch::Dtype MatrixType() const {

@@ -243,10 +243,14 @@ absl::Status T5::LoadLayer(PartLoader& loader, int index, Layer* layer) const {
 
 // A stack's first layer has the table; each part that runs one of its layers needs it.
 absl::Status T5::LoadBias(PartLoader& loader, bool decoder, BiasTable* table) const {
-  GRAFT_RETURN_IF_ERROR(loader.LoadTable(
-      StackName(decoder) + ".block.0.layer.0.SelfAttention.relative_attention_bias",
-      config_.relative_buckets, config_.num_heads, FrozenUse::kProductsAndLookup, &table->weight));
+  const std::string name =
+      StackName(decoder) + ".block.0.layer.0.SelfAttention.relative_attention_bias";
+  GRAFT_RETURN_IF_ERROR(loader.LoadTable(name, config_.relative_buckets, config_.num_heads,
+                                         FrozenUse::kProductsAndLookup, &table->weight));
   ReadBias(decoder, table);
+  const torch::Tensor& on_device = table->bias->table;
+  if (on_device.defined() && !options_.train_weights)
+    loader.NoteDerived(name + ".weight", on_device);
   return absl::OkStatus();
 }
 
@@ -266,6 +270,7 @@ absl::Status T5::LoadHead(PartLoader& loader) {
       head_.norm.gain = scale;
     } else {
       head_.norm.weight = head_.norm.weight * scale;
+      loader.NoteDerived("decoder.final_layer_norm.weight", head_.norm.weight);
     }
   }
   return LoadProjection(loader, "lm_head", embedding_);

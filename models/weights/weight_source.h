@@ -30,6 +30,9 @@ class WeightSource {
   virtual void NoteMatrix(const std::string& /*name*/,
                           const std::shared_ptr<const FrozenWeight>& /*matrix*/) {}
   virtual void NoteCopy(const std::string& /*name*/, const torch::Tensor& /*copy*/) {}
+  // Likewise a copy on another device: of `name`, or of what it was quantised to.
+  virtual void NoteMove(const std::string& /*name*/, const torch::Tensor& /*from*/,
+                        const torch::Tensor& /*to*/) {}
 };
 
 // All tensors of an HF model folder. Keeps the mapping alive for the tensors it hands out.

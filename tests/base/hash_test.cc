@@ -1,8 +1,10 @@
 #include "base/hash.h"
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
+#include "base/philox.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
 
@@ -31,6 +33,29 @@ TEST(Sha256, OfAFileIsThatOfItsBytes) {
 TEST(Hash64, MatchesTheFormula) {
   EXPECT_EQ(Hash64("", 0), 0xE220A8397B1DCDAFu);
   EXPECT_EQ(Hash64("abcde", 5), 0x13D0DE56D24C1BB9u);
+}
+
+// Vectors of words and what is left of them, from any address.
+TEST(Hash64, IsTheFormulaForEverySizeAndPart) {
+  std::vector<unsigned char> bytes(300);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<unsigned char>(37 * i + 5);
+  for (std::size_t size = 0; size + 3 < bytes.size(); ++size) {
+    const unsigned char* const data = bytes.data() + size % 4;
+    for (const uint64_t first : {uint64_t{0}, uint64_t{1} << 33}) {
+      uint64_t sum = 0;
+      for (std::size_t at = 0; at < size; at += 4) {
+        uint32_t word = 0;
+        for (std::size_t i = at; i < std::min(size, at + 4); ++i)
+          word |= uint32_t{data[i]} << (8 * (i - at));
+        sum += SplitMix64(word ^ ((first + at / 4) * 0x9E3779B97F4A7C15u));
+      }
+      ASSERT_EQ(Hash64Part(data, size, first), sum) << size;
+    }
+    const std::size_t half = size / 8 * 4;
+    EXPECT_EQ(Hash64(data, size), Hash64Part(data, half, 0) +
+                                      Hash64Part(data + half, size - half, half / 4) +
+                                      Hash64Length(size));
+  }
 }
 
 TEST(Hash64, ChangesWithEveryBitWordOrderAndLength) {

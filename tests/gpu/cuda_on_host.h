@@ -1,8 +1,8 @@
 // Runs the source of graft's CUDA kernels on the host, thread by thread, for tests where there is
 // no GPU: each thread of a block is a coroutine that runs to its next barrier or shuffle. It knows
 // what the kernels use: one-dimensional grids of whole warps, static shared memory, __syncthreads,
-// __shfl_xor_sync of a whole warp. It finds wrong indices, missing work and barriers that not all
-// threads reach; a missing barrier it may not find.
+// __shfl_xor_sync of a whole warp, integer atomics. It finds wrong indices, missing work and
+// barriers that not all threads reach; a missing barrier it may not find.
 #pragma once
 
 #include <ucontext.h>
@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace graft::cuda_on_host {
@@ -55,7 +56,7 @@ class Block {
   struct Thread {
     State state = State::kRuns;
     ::ucontext_t context{};
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
   };
   static constexpr size_t kStack = 64 << 10;
 
@@ -64,9 +65,9 @@ class Block {
     current_->threads_[threadIdx.x].state = State::kDone;
   }
   void Start(Thread* thread) {
-    thread->stack.resize(kStack);
+    thread->stack = std::make_unique_for_overwrite<char[]>(kStack);
     ::getcontext(&thread->context);
-    thread->context.uc_stack.ss_sp = thread->stack.data();
+    thread->context.uc_stack.ss_sp = thread->stack.get();
     thread->context.uc_stack.ss_size = kStack;
     thread->context.uc_link = &scheduler_;
     ::makecontext(&thread->context, &Body, 0);
@@ -112,6 +113,9 @@ inline void Launch(int64_t blocks, unsigned threads, const std::function<void()>
 inline void __syncthreads() { Block::Wait(true); }
 inline float __shfl_xor_sync(unsigned, float value, int apart) {
   return Block::Shuffle(value, static_cast<unsigned>(apart));
+}
+inline unsigned long long atomicAdd(unsigned long long* number, unsigned long long more) {
+  return std::exchange(*number, *number + more);
 }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline float __int_as_float(unsigned bits) { return std::bit_cast<float>(bits); }

@@ -1,14 +1,19 @@
 // The CUDA source of a decoding step's kernels, run on the host (cuda_on_host.h) against sums in
-// float64: what they compute is known before they see a GPU.
+// float64, and of hash64 against base/hash.h: what they compute is known before they see a GPU.
 #include <gtest/gtest.h>
 
 #include <random>
 #include <string>
 #include <vector>
 
+#include "base/hash.h"
 #include "tests/gpu/cuda_on_host.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function"
+
+namespace graft::cuda_on_host::hash {
+#include "memory_hash_gpu.cuh"
+}
 
 // The sources, each for float by 1 and 4 and for bfloat16 by 8; made by CMakeLists.txt.
 namespace graft::cuda_on_host {
@@ -255,6 +260,33 @@ TEST(KernelsOnHostTest, RowTables) {
           4e-3);
     }
   }
+}
+
+uint64_t HashByKernel(const unsigned char* data, int64_t size) {
+  unsigned long long sum = 0;
+  const int64_t block_bytes = 4 * hash::kBlockWords;
+  Launch((size + block_bytes - 1) / block_bytes, hash::kThreads,
+         [&] { hash::HashWords(data, size, &sum); });
+  return sum + Hash64Length(static_cast<size_t>(size));
+}
+
+// Every number of left-over bytes and words around the borders of accesses and blocks, from every
+// address.
+TEST(KernelsOnHostTest, Hash64) {
+  constexpr int64_t kBlock = 4 * hash::kBlockWords;
+  std::vector<unsigned char> bytes(static_cast<size_t>(2 * kBlock + 100));
+  std::mt19937 random(5);
+  for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random());
+  const auto check = [&](int64_t begin, int64_t size) {
+    const unsigned char* const data = bytes.data() + begin;
+    EXPECT_EQ(HashByKernel(data, size), graft::Hash64(data, static_cast<size_t>(size)))
+        << size << " bytes from " << begin;
+  };
+  for (int64_t size = 0; size < 70; ++size) check(0, size);
+  for (int64_t begin = 0; begin < 17; ++begin) check(begin, 83);
+  for (const int64_t more : {-17, -1, 0, 1, 16}) check(0, kBlock + more);
+  check(1, kBlock + 5);
+  check(0, 2 * kBlock + 37);
 }
 
 }  // namespace
