@@ -19,6 +19,7 @@
 #include "sharding/plan.h"
 #include "sharding/schedule.h"
 #include "sharding/stage.h"
+#include "sharding/step_graph.h"
 #include "sharding/transfers.h"
 
 namespace graft::sharding {
@@ -31,6 +32,9 @@ struct ExecutorOptions {
   torch::Device device = torch::kCPU;
   // parallel.shard_weights: where the stage's layers come from. Null: they are whole.
   std::shared_ptr<FrozenShards> shards = nullptr;
+  // parallel.cuda_graphs: what records the micro-batches of training steps (step_graph.h). For one
+  // stage of one part, in 1F1B's order. Null: all are launched.
+  PassRecorder pass_recorder = nullptr;
 };
 
 // One operation as it ran; seconds since the begin of the step on this rank.
@@ -53,6 +57,7 @@ struct StepResult {
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;
   std::vector<OpRecord> timeline;  // without the waiting in front of each operation
+  int64_t replayed = 0;            // micro-batches that were replayed (parallel.cuda_graphs)
 };
 
 class Executor {
@@ -85,6 +90,7 @@ class Executor {
   const ExecutorOptions options_;
   // Shared with the site hooks that move transfers on between layers.
   std::shared_ptr<StageTransfers> transfers_;
+  std::unique_ptr<MicroBatchGraphs> graphs_;  // null: none are recorded
 };
 
 }  // namespace graft::sharding
