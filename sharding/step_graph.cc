@@ -165,6 +165,7 @@ torch::Tensor MicroBatchGraphs::Record(const Layout& layout, const models::Micro
   recording->Fill(batch);
   auto pass = recorder_([&backbone, r = recording.get()] { r->RunBothPasses(backbone); });
   if (!pass.ok()) {
+    models::WaitForDevice(backbone.device());  // a run that broke off may still add gradients
     gradients.copy_(before);
     GiveUp(pass.status().message());
     return {};
