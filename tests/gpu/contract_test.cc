@@ -1,35 +1,16 @@
 // Every method on every backbone: the same hidden states, loss and gradients on a GPU as on the
 // host; steps whose results repeat bit by bit; and nothing that makes the host wait for the GPU.
-#include <dlfcn.h>
-
 #include <optional>
 
-#include "base/status.h"
 #include "tests/adapters/backbone_contract.h"
+#include "tests/gpu/no_waiting.h"
 
 namespace graft::adapters {
 namespace {
 
+using ::graft::testing::NoWaiting;
+
 const torch::Device kGpu(torch::kCUDA, 0);
-
-// While one lives, LibTorch throws where it would wait for a GPU. Its switch,
-// c10::cuda::warning_state(), stands in a header that needs a CUDA toolkit, but is a symbol too.
-class NoWaiting {
- public:
-  NoWaiting() : mode_(Find()) { *mode_ = kError; }
-  ~NoWaiting() { *mode_ = kOff; }
-  NoWaiting(const NoWaiting&) = delete;
-  NoWaiting& operator=(const NoWaiting&) = delete;
-
- private:
-  static constexpr int kOff = 0, kError = 2;  // c10::cuda::SyncDebugMode
-  static int* Find() {
-    void* const mode = ::dlsym(RTLD_DEFAULT, "_ZZN3c104cuda13warning_stateEvE14warning_state_");
-    GRAFT_CHECK(mode != nullptr, "LibTorch's synchronisation mode is not there");
-    return static_cast<int*>(mode);
-  }
-  int* const mode_;
-};
 
 class GpuContract : public BackboneContract {
  protected:

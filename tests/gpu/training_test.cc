@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "sharding/step_graph.h"
 #include "tests/adapters/testing.h"
+#include "tests/gpu/no_waiting.h"
 #include "tests/sharding/step_graph_case.h"
 #include "trainer/device.h"
 
@@ -116,6 +117,20 @@ INSTANTIATE_TEST_SUITE_P(All, StepGraphGpuTest,
                            const bool wide = std::get<1>(row.param) == torch::kFloat32;
                            return std::get<0>(row.param).title + (wide ? "_float32" : "_bfloat16");
                          });
+
+// Nor does a recording need a launched pass before it.
+TEST(StepGraphGpu, AReplayDoesNotWaitForTheGpu) {
+  testing::GraphedModel model(testing::GraphCases()[0], kGpu, torch::kBFloat16, nullptr);
+  sharding::MicroBatchGraphs graphs(model.stage(), sharding::GpuPassRecorder(kGpu));
+  EXPECT_FALSE(graphs.Run(model.Batch({9, 9}, 0)).defined());  // seen
+  ASSERT_TRUE(graphs.Run(model.Batch({9, 9}, 1)).defined());   // recorded
+  for (int64_t number = 2; number < 5; ++number) {
+    const models::MicroBatch batch = model.Batch({9, 9}, number);
+    const testing::NoWaiting no_waiting;
+    EXPECT_NO_THROW(EXPECT_TRUE(graphs.Run(batch).defined()));
+  }
+  EXPECT_EQ(graphs.replays(), 3);
+}
 
 // Dropout draws a mask for each step on the host's side: a recipe may not ask for both, and here
 // the recording is refused by autograd's thread, which would have to copy.
