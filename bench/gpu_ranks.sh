@@ -1,12 +1,12 @@
 #!/bin/bash
-# What two ranks that share one GPU do, and what kernels and the training step with its switches on and off cost, sized for 7 minutes
+# What two ranks that share one GPU do, and what kernels and the training step with its switches on and off cost, sized for 9 minutes
 # on an H200 (not run there yet): the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
 # layout over nccl and mpi, speed and memory. Each part has a time limit of its own, goes on after a failure and leaves its
 # result in FOLDER when it ends: *.log, curves.log, compare.jsonl, and of the first pipeline what each rank did last.
 # Usage: gpu_ranks.sh FOLDER PYTHON BUNDLE TORCH_FOLDER
 #   PYTHON   has torch, transformers, peft
 #   BUNDLE   made by gpu_bundle.sh BUILD BUNDLE graft gpu_test comm_nccl_test graft_kernel_bench; TORCH_FOLDER: .../site-packages/torch
-# PART=tests|kernels|pipeline|curves|speed does one part only.
+# PART=tests|kernels|pipeline|curves|speed|graphs does one part only.
 set -uo pipefail
 [ $# = 4 ] || { sed -n '2,10s/^# //p' "$0" >&2; exit 64; }
 here=$(dirname "$(realpath "$0")")
@@ -88,6 +88,15 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
     shards="--shape llama-1b $alone --warmup 1 --steps 2 --micro-batches 2"
     compare shards-nccl 40 $shards --parallel '{"data": 2, "shard_weights": true}' --ranks "$mpi"
     compare shards-mpi 40 $shards --parallel '{"data": 2, "shard_weights": true, "backend": "mpi"}' --ranks "$mpi"
+  fi
+  if part graphs; then
+    # A micro-batch's passes launched and replayed as a CUDA graph: the first three steps see, record and replay the layout.
+    for length in 256 4096; do
+      for graphs in false true; do
+        compare "llama-1b-$length-graphs-$graphs" 40 --shape llama-1b --length $length --pairs 1 --skip-peer --warmup 5 --steps 20 \
+          --parallel "{\"cuda_graphs\": $graphs}"
+      done
+    done
   fi
 }
 rm -rf "$folder"/*/*/run/checkpoints

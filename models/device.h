@@ -3,6 +3,7 @@
 // kernels of models/gpu_kernels.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -18,6 +19,34 @@ bool UsesHostKernels(const torch::Tensor& x);
 torch::Tensor ToDevice(const torch::Tensor& host, torch::Device device);
 // (n) int64 on `device`.
 torch::Tensor IndexTensor(const std::vector<int64_t>& numbers, torch::Device device);
+// The host tensor into `there`, which has its shape and type and keeps its address; as ToDevice.
+void CopyToDevice(const torch::Tensor& host, const torch::Tensor& there);
+
+// What ToDevice and IndexTensor made in a pass, for later runs of the same pass: a recorded one
+// (gpu_graph.h) must not copy, since a replay would copy from host memory that has other contents
+// by then. Used by sharding/step_graph.cc.
+class KeptCopies {
+ public:
+  // While one lives, this thread's calls give, in their order, what those of the first run made,
+  // which wait for their copies. Errors of kind bug: a later run asks for other numbers; another
+  // thread (autograd's) copies to a GPU meanwhile.
+  class Run {
+   public:
+    explicit Run(KeptCopies& copies);
+    ~Run();
+    Run(const Run&) = delete;
+    Run& operator=(const Run&) = delete;
+  };
+
+ private:
+  friend torch::Tensor ToDevice(const torch::Tensor& host, torch::Device device);
+  torch::Tensor Next(const torch::Tensor& host, torch::Device device);
+  struct Copy {
+    torch::Tensor host, there;
+  };
+  std::vector<Copy> copies_;
+  size_t next_ = 0;
+};
 
 // Waits for all that the device was given; nothing on the host.
 void WaitForDevice(torch::Device device);

@@ -1,7 +1,7 @@
 // CUDA graphs: a step's launches recorded once and replayed by one call of the driver, for steps of
 // so little work that launching them takes longer than doing it. Through the driver's C interface
 // (gpu_driver.h), since graft links nothing of CUDA. Used by decoding with many tenants
-// (trainer/tenants); one thread.
+// (trainer/tenants) and by training steps (sharding/step_graph.h); one thread.
 //
 // Memory. A replay writes where the recorded launches wrote, so nothing else may have got that
 // memory since. LibTorch's allocator hands a freed block only to the stream that it was first

@@ -63,6 +63,14 @@ struct DecodingInputs {
   torch::Tensor tokens, positions, places;  // (N) int64 each; places: of the sequences in the cache (KvCache::Place)
 };
 
+// A training pass that is recorded (sharding/step_graph.h): what differs between micro-batches of one layout, where the device reads it.
+// Addresses stay, as those of DecodingInputs.
+struct BatchInputs {
+  torch::Tensor tokens;          // (N) int64
+  torch::Tensor target_ids;      // (P) int64, one for each target row
+  torch::Tensor labels, values;  // (S) int64, (S) float32; undefined where the batch has none
+};
+
 class SiteTable;
 
 // Lives for one forward pass of one micro-batch through this stage (and is re-made for a recomputation).
@@ -83,6 +91,8 @@ struct SiteContext {
   const SiteTable* guests = nullptr;
   // A decoding step on a device with a cache of fixed room: instead of the batch's tokens and positions. Null: any other pass.
   const DecodingInputs* decoding = nullptr;
+  // A recorded training pass: instead of the batch's tokens, target ids, labels and values. Null: any other pass.
+  const BatchInputs* inputs = nullptr;
   // For methods: tensors that travel between sites, keyed by hook owner and a slot number of its own.
   std::map<std::pair<const void*, int>, torch::Tensor> scratch;
 };

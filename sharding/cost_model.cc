@@ -288,6 +288,8 @@ RankMemory MemoryOfRank(const ModelConfig& config, const RankPart& part, const M
     if (shape.on_gpu && shape.quantize != models::Quantization::kNone)
       memory.workspace += LargestMatrixBytes(config, shape.element_bytes);
   }
+  if (shape.recordings)
+    memory.recordings = shape.base_bytes + memory.activations + memory.temporary();
   return memory;
 }
 

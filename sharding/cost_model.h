@@ -84,6 +84,7 @@ struct MemoryShape {
   models::Quantization quantize = models::Quantization::kNone;  // of the layers' matrices
   int replicas = 1;              // among which the copy that a checkpoint is written from is shared
   int shards = 1;                // shard_weights: replicas that share the layers' matrices
+  bool recordings = false;       // cuda_graphs: passes are recorded, on a stream of their own
   bool language_head = true;     // else a task's own small head
   bool trains_backbone = false;  // nothing frozen; layers run through autograd's own operators
   double base_bytes = 0;         // of the program itself
@@ -94,9 +95,12 @@ struct MemoryShape {
 struct RankMemory {
   double base = 0, frozen = 0, gathered = 0, adapters = 0, activations = 0, boundaries = 0,
          head = 0, workspace = 0;
+  // What recorded passes run in, beside what the launched ones before them took and keep.
+  double recordings = 0;
   double temporary() const { return head > workspace ? head : workspace; }
   double total() const {
-    return base + frozen + gathered + adapters + activations + boundaries + temporary();
+    return base + frozen + gathered + adapters + activations + boundaries + temporary() +
+           recordings;
   }
 };
 // What LibTorch's libraries take from its allocator on a GPU: cuBLAS's workspaces.

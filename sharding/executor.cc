@@ -77,6 +77,7 @@ class Executor::Run {
         options_(executor.options_),
         transfers_(*executor.transfers_),
         layer_watch_(executor.layer_watch_),
+        graphs_(mode.training ? executor.graphs_.get() : nullptr),
         micro_batches_(micro_batches),
         mode_(std::move(mode)) {
     ScheduleShape shape{options_.schedule, plan_.stages, plan_.chunks,
@@ -161,6 +162,7 @@ class Executor::Run {
   void Forward(const Op& op) {
     const int part = PartOf(op);
     const bool backward = mode_.backward && Facts(part).backward;
+    if (backward && graphs_ != nullptr && RunRecorded(op)) return;
     torch::Tensor input;
     if (!Facts(part).embed) input = transfers_.Take(InputOf(op));
     const Clock::time_point begin = Clock::now();
@@ -191,6 +193,18 @@ class Executor::Run {
     if (backward) pending_[{op.chunk, op.micro_batch}] = std::move(pending);
   }
 
+  // Both passes in one; false: they are to be launched.
+  bool RunRecorded(const Op& op) {
+    const Clock::time_point begin = Clock::now();
+    const int64_t replays = graphs_->replays();
+    const torch::Tensor loss = graphs_->Run(Batch(op));
+    if (!loss.defined()) return false;
+    losses_[static_cast<size_t>(op.micro_batch)] = loss;
+    result_.replayed += graphs_->replays() - replays;
+    Record(op, begin);
+    return true;
+  }
+
   torch::Tensor LossSum(const Op& op, models::Backbone& backbone, const torch::Tensor& hidden,
                         models::SiteContext& context) {
     if (!context.batch->has_task_labels()) {
@@ -219,6 +233,8 @@ class Executor::Run {
     torch::Tensor gradient;
     if (!Facts(part).head) gradient = transfers_.Take(InputOf(op));
     const Clock::time_point begin = Clock::now();
+    if (graphs_ != nullptr && !pending_.contains({op.chunk, op.micro_batch}))
+      return Record(op, begin);  // its forward operation has done it
     Pending pending = std::move(pending_.extract({op.chunk, op.micro_batch}).mapped());
     GRAFT_CHECK(pending.output.requires_grad(),
                 absl::StrCat("part ", part, " has a backward pass, but nothing requires grad"));
@@ -252,6 +268,7 @@ class Executor::Run {
   const ExecutorOptions& options_;
   StageTransfers& transfers_;
   LayerWatch& layer_watch_;
+  MicroBatchGraphs* const graphs_;  // of a training step; null: none
   const std::vector<models::MicroBatch>& micro_batches_;
   const Mode mode_;
   std::vector<Op> ops_;
@@ -270,6 +287,11 @@ Executor::Executor(const Plan& plan, Stage& stage, comm::Communicator& pipeline,
       stage_(stage),
       options_(options),
       transfers_(std::make_shared<StageTransfers>(plan, stage.index(), pipeline)) {
+  if (options.pass_recorder != nullptr) {
+    GRAFT_CHECK(plan.parts.size() == 1 && options.schedule == ScheduleKind::k1F1B,
+                "passes are recorded where there is one part, in 1F1B's order");
+    graphs_ = std::make_unique<MicroBatchGraphs>(stage, options.pass_recorder);
+  }
   const auto progress = std::make_shared<ProgressHook>(transfers_);
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
     const StageChunk& part = plan.Part(stage.index(), chunk);

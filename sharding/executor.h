@@ -20,6 +20,7 @@
 #include "sharding/plan.h"
 #include "sharding/schedule.h"
 #include "sharding/stage.h"
+#include "sharding/step_graph.h"
 #include "sharding/transfers.h"
 
 namespace graft::sharding {
@@ -32,6 +33,9 @@ struct ExecutorOptions {
   torch::Device device = torch::kCPU;
   // parallel.shard_weights: where the stage's layers come from. Null: they are whole.
   std::shared_ptr<FrozenShards> shards = nullptr;
+  // parallel.cuda_graphs: what records the micro-batches of training steps (step_graph.h). For one
+  // stage of one part, in 1F1B's order. Null: all are launched.
+  PassRecorder pass_recorder = nullptr;
 };
 
 // One operation as it ran; seconds since the begin of the step on this rank.
@@ -54,6 +58,7 @@ struct StepResult {
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;
   std::vector<OpRecord> timeline;  // without the waiting in front of each operation
+  int64_t replayed = 0;            // micro-batches that were replayed (parallel.cuda_graphs)
 };
 
 class Executor {
@@ -90,6 +95,7 @@ class Executor {
   // Shared with the site hooks that move transfers on between layers.
   std::shared_ptr<StageTransfers> transfers_;
   LayerWatch layer_watch_;
+  std::unique_ptr<MicroBatchGraphs> graphs_;  // null: none are recorded
 };
 
 }  // namespace graft::sharding

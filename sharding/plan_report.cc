@@ -230,6 +230,10 @@ std::string RenderPlan(const models::ModelConfig& config, const Plan& plan, cons
                           work.data, Bytes(first.memory.gathered),
                           Bytes(first.received_weight_bytes));
   }
+  if (work.shape.recordings) {
+    absl::StrAppendFormat(&text, "recordings  of micro-batches take %s more, in the total\n",
+                          Bytes(estimate.stages[0].memory.recordings));
+  }
   absl::StrAppendFormat(&text, "balance     %.1f %%, worst stage %d\n", 100.0 * plan.Efficiency(),
                         plan.WorstStage());
   absl::StrAppendFormat(&text, "bubble      %.1f %%\n", 100.0 * estimate.bubble_fraction);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -163,6 +164,40 @@ absl::Status ValidateParallel(const Recipe& recipe) {
   return absl::OkStatus();
 }
 
+// What a recorded pass cannot do: numbers that the host makes for each step, or layers that are not
+// all here and whole.
+absl::Status ValidateGraphs(const Recipe& recipe) {
+  const ParallelSection& parallel = recipe.parallel;
+  if (!parallel.cuda_graphs) return absl::OkStatus();
+  const auto refuse = [&recipe](const std::string& key, const std::string& value,
+                                const char* allowed) {
+    return KeyError(recipe, "parallel.cuda_graphs",
+                    absl::StrCat("found true with ", key, " ", Printable(value),
+                                 "; allowed: false, or ", key, " ", allowed));
+  };
+  if (parallel.pipeline > 1)
+    return refuse("parallel.pipeline", absl::StrCat(parallel.pipeline), "1");
+  if (parallel.schedule != "1f1b") return refuse("parallel.schedule", parallel.schedule, "1f1b");
+  if (parallel.shard_weights) return refuse("parallel.shard_weights", "true", "false");
+  if (parallel.reserve_memory) return refuse("parallel.reserve_memory", "true", "false");
+  if (recipe.model.recompute != "none")
+    return refuse("model.recompute", recipe.model.recompute, "none");
+  if (recipe.task.type == "seq2seq")
+    return refuse("task.type", recipe.task.type, "that has no encoder");
+  const AdapterSection& adapter = recipe.adapter;
+  if (adapter.method == "full") return refuse("adapter.method", adapter.method, "that is not full");
+  if (adapter.head_dropout > 0)
+    return refuse("adapter.head.dropout", absl::StrCat(adapter.head_dropout), "0");
+  for (const auto& [name, value] : recipe.method_fields) {
+    double number = 0;
+    if (name == "dropout" && absl::SimpleAtod(value, &number) && number > 0)
+      return refuse("adapter.dropout", value, "0");
+    if (name == "encoder.type" && value == "model")
+      return refuse("adapter.encoder.type", value, "embedding_mean");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateOptim(const Recipe& recipe) {
   const OptimSection& optim = recipe.optim;
   if (optim.betas.size() != 2 || optim.betas[0] >= 1 || optim.betas[1] >= 1) {
@@ -175,6 +210,7 @@ absl::Status ValidateOptim(const Recipe& recipe) {
 // What can be said without a model, a data set or the number of ranks.
 absl::Status Validate(const Recipe& recipe) {
   GRAFT_RETURN_IF_ERROR(ValidateParallel(recipe));
+  GRAFT_RETURN_IF_ERROR(ValidateGraphs(recipe));
   GRAFT_RETURN_IF_ERROR(ValidateOptim(recipe));
   if (!recipe.model.path.empty() && !recipe.model.shape.empty()) {
     return KeyError(recipe, "model.shape", "given together with model.path, only one is allowed");

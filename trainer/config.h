@@ -76,6 +76,7 @@ struct ParallelSection {
   std::string backend = "auto";
   int64_t threads = 0;
   bool reserve_memory = false;
+  bool cuda_graphs = false;
   void Visit(FieldVisitor& visitor);
 
   int64_t world() const { return data * pipeline; }

@@ -87,6 +87,10 @@ void ParallelSection::Visit(FieldVisitor& v) {
           "on a GPU: take the memory that `plan` predicts before the first step, so that none is "
           "allocated in steps and too little is an error at the start"},
          &reserve_memory);
+  v.Bool({"cuda_graphs",
+          "on a GPU: record a micro-batch's forward and backward pass once for each layout that "
+          "comes again, as rows of one length do, and replay it"},
+         &cuda_graphs);
 }
 
 void OptimSection::Visit(FieldVisitor& v) {

@@ -338,8 +338,13 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   executor_ = std::make_unique<sharding::Executor>(
       plan_, *stage_,
       groups_.device_pipeline_group ? *groups_.device_pipeline_group : *groups_.pipeline_group,
-      sharding::ExecutorOptions{
-          .schedule = schedule, .dtype = dtype_, .device = device_, .shards = shards_});
+      sharding::ExecutorOptions{.schedule = schedule,
+                                .dtype = dtype_,
+                                .device = device_,
+                                .shards = shards_,
+                                .pass_recorder = recipe.parallel.cuda_graphs && device_.is_cuda()
+                                                     ? sharding::GpuPassRecorder(device_)
+                                                     : nullptr});
   return absl::OkStatus();
 }
 

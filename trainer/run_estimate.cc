@@ -57,6 +57,7 @@ absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const Adapte
       .quantize = models::ParseQuantization(recipe.model.quantize),
       .replicas = work.data,
       .shards = recipe.parallel.shard_weights ? work.data : 1,
+      .recordings = on_gpu && recipe.parallel.cuda_graphs,
       .language_head = shape.outputs == 0,
       .trains_backbone = method.trains_backbone(),
       .base_bytes = on_gpu ? sharding::kGpuBaseBytes : 0.0,

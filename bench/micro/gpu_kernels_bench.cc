@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -194,19 +193,17 @@ void Bench::HeadLoss() {
   const Tensor h = Random({s_.targets, s_.hidden});
   const Tensor weight = Random({s_.vocabulary, s_.hidden}) * 0.02;
   const Tensor ones = at::ones({s_.hidden}, Options(torch::kFloat32));
-  std::vector<int64_t> rows(static_cast<size_t>(s_.targets)), ids;
-  std::iota(rows.begin(), rows.end(), 0);
-  for (const int64_t row : rows) ids.push_back(row * 7919 % s_.vocabulary);
-  const Tensor targets = models::IndexTensor(ids, device_);
+  const Tensor rows = at::arange(s_.targets, Options(torch::kInt64));
+  const models::LossTargets targets{rows, rows * 7919 % s_.vocabulary};
   const models::LossHead head{
       .norm = {.weight = ones, .bias = {}, .eps = 1e-5},
       .projection = models::FrozenLinear(models::MakeFrozenWeight(weight), {})};
   const auto own = [=](const Tensor& from) {
-    return models::HeadLossSum(from, rows, ids, head).to(torch::kFloat32);
+    return models::HeadLossSum(from, targets, head).to(torch::kFloat32);
   };
   const auto libtorch = [=](const Tensor& from) {
     const Tensor normed = at::rms_norm(from, {from.size(1)}, ones.to(from.scalar_type()), 1e-5);
-    return at::cross_entropy_loss(at::mm(normed, weight.t()).to(torch::kFloat32), targets, {},
+    return at::cross_entropy_loss(at::mm(normed, weight.t()).to(torch::kFloat32), targets.ids, {},
                                   at::Reduction::Sum);
   };
   const Tensor one = at::ones({}, Options(torch::kFloat32));

@@ -1,7 +1,5 @@
 // Final norm, LM head and cross-entropy with the gradient to the hidden state, by the number of
 // supervised positions.
-#include <numeric>
-
 #include <benchmark/benchmark.h>
 
 #include "bench/micro/shapes.h"
@@ -18,12 +16,11 @@ void HeadLoss(benchmark::State& state) {
       .projection = models::FrozenLinear(
           models::MakeFrozenWeight(at::randn({kVocabulary, kHidden}).mul_(0.02).to(dtype)), {})};
   const torch::Tensor h = at::randn({kTokens, kHidden}).to(dtype).requires_grad_(true);
-  std::vector<int64_t> rows(static_cast<size_t>(state.range(0)));
-  std::iota(rows.begin(), rows.end(), 0);
-  const std::vector<int64_t> ids(rows.size(), 7);
-  for (auto _ : state) models::HeadLossSum(h, rows, ids, head).backward();
+  const torch::Tensor rows = at::arange(state.range(0), at::kLong);
+  const models::LossTargets targets{rows, at::full_like(rows, 7)};
+  for (auto _ : state) models::HeadLossSum(h, targets, head).backward();
   state.counters["FLOP/s"] =
-      benchmark::Counter(4.0 * static_cast<double>(rows.size()) * kHidden * kVocabulary,
+      benchmark::Counter(4.0 * static_cast<double>(state.range(0)) * kHidden * kVocabulary,
                          benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(HeadLoss)

@@ -12,6 +12,15 @@
 namespace graft::models {
 namespace {
 
+// The supervised rows of a pass.
+LossTargets TargetsOf(const SiteContext& context, torch::Device device) {
+  const MicroBatch& batch = *context.batch;
+  if (batch.target_rows.empty()) return {};
+  return {IndexTensor(batch.target_rows, device), context.inputs != nullptr
+                                                      ? context.inputs->target_ids
+                                                      : IndexTensor(batch.target_ids, device)};
+}
+
 class StackKvCache : public KvCache {
  public:
   StackKvCache(size_t num_layers, KvCacheRoom room) : layers(num_layers), room_(room) {
@@ -198,7 +207,7 @@ absl::Status LayerStack::LoadLayers(PartLoader& loader,
 }
 
 torch::Tensor LayerStack::LossSum(const torch::Tensor& h, SiteContext& context) {
-  return HeadLossSum(h, context.batch->target_rows, context.batch->target_ids, head_);
+  return HeadLossSum(h, TargetsOf(context, h.device()), head_);
 }
 
 torch::Tensor LayerStack::TaskOutputs(const torch::Tensor& h, SiteContext& context) {
@@ -214,7 +223,7 @@ torch::Tensor LayerStack::Pool(const torch::Tensor& h, const MicroBatch& batch) 
 }
 
 TargetResults LayerStack::EvaluateTargets(const torch::Tensor& h, SiteContext& context) {
-  return HeadTargets(h, context.batch->target_rows, context.batch->target_ids, head_);
+  return HeadTargets(h, TargetsOf(context, h.device()), head_);
 }
 
 torch::Tensor LayerStack::Logits(const torch::Tensor& h, const std::vector<int64_t>& rows) {
@@ -266,12 +275,15 @@ torch::Tensor LayerStack::Attend(const torch::Tensor& q, const torch::Tensor& k,
                           : cache->Attend(q, k, v, segments, shape, context.decoding);
 }
 
+torch::Tensor LayerStack::TokenIds(const SiteContext& context) const {
+  if (context.decoding != nullptr) return context.decoding->tokens;
+  if (context.inputs != nullptr) return context.inputs->tokens;
+  return IndexTensor(context.batch->tokens, options_.device);
+}
+
 torch::Tensor LayerStack::EmbedTokens(const FrozenWeight& table, SiteContext& context) const {
   context.layer = static_cast<int>(config_.num_layers);
-  const torch::Tensor ids = context.decoding != nullptr
-                                ? context.decoding->tokens
-                                : IndexTensor(context.batch->tokens, options_.device);
-  return sites_->EditHidden(Role::kEmbed, table.Rows(ids), context);
+  return sites_->EditHidden(Role::kEmbed, table.Rows(TokenIds(context)), context);
 }
 
 absl::Status LayerStack::LoadProjection(PartLoader& loader, const std::string& name,

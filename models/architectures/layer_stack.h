@@ -128,6 +128,8 @@ class LayerStack : public Backbone {
   torch::Tensor Attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                        const AttentionShape& shape, SiteContext& context,
                        LayerKvCache* cache) const;
+  // Of the pass, (N) int64 where the tables lie.
+  torch::Tensor TokenIds(const SiteContext& context) const;
   // Token embeddings with the hooks of `embed`, before positions are added: (N, D).
   torch::Tensor EmbedTokens(const FrozenWeight& table, SiteContext& context) const;
   // The projection to the vocabulary: `embedding` when the config ties them, else {name}; none when

@@ -63,21 +63,18 @@ torch::Tensor IsRight(const torch::Tensor& logits, const torch::Tensor& ids) {
   return right;
 }
 
-// The targets of one chunk, on h's device.
-struct Targets {
-  torch::Tensor rows, ids;  // (P) int64
-};
+int64_t CountOf(const LossTargets& targets) {
+  return targets.rows.defined() ? targets.rows.size(0) : 0;
+}
 
 // Calls body(first, targets, hidden states of the chunk) over the supervised rows.
 template <typename Body>
-void ForEachChunk(const torch::Tensor& h, const std::vector<int64_t>& rows,
-                  const std::vector<int64_t>& ids, const LossHead& head, const Body& body) {
-  const auto total = static_cast<int64_t>(rows.size()), chunk = ChunkRows(head, h);
-  if (total == 0) return;
-  const Targets all{IndexTensor(rows, h.device()), IndexTensor(ids, h.device())};
+void ForEachChunk(const torch::Tensor& h, const LossTargets& all, const LossHead& head,
+                  const Body& body) {
+  const int64_t total = CountOf(all), chunk = ChunkRows(head, h);
   for (int64_t first = 0; first < total; first += chunk) {
     const int64_t count = std::min(chunk, total - first);
-    const Targets part{all.rows.narrow(0, first, count), all.ids.narrow(0, first, count)};
+    const LossTargets part{all.rows.narrow(0, first, count), all.ids.narrow(0, first, count)};
     body(first, part, h.index_select(0, part.rows));
   }
 }
@@ -96,8 +93,8 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
  public:
   // `trained`: TrainedOf(head), so that autograd knows them.
   static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& h,
-                               at::TensorList trained, const std::vector<int64_t>& rows,
-                               const std::vector<int64_t>& ids, const LossHead& head) {
+                               at::TensorList trained, const LossTargets& all,
+                               const LossHead& head) {
     const bool gradient = h.requires_grad();
     std::vector<torch::Tensor> gradients;  // of h, then of `trained`
     if (gradient) {
@@ -106,8 +103,8 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     }
     // On h's device: reading it would hold the host up.
     torch::Tensor sum = at::zeros({}, h.options().dtype(torch::kFloat64));
-    ForEachChunk(h.detach(), rows, ids, head,
-                 [&](int64_t, const Targets& targets, const torch::Tensor& picked) {
+    ForEachChunk(h.detach(), all, head,
+                 [&](int64_t, const LossTargets& targets, const torch::Tensor& picked) {
                    sum.add_(Chunk(picked, targets, head, gradients));
                  });
     context->save_for_backward(gradients);
@@ -121,14 +118,14 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
     if (!on_host || dloss[0].item<double>() != 1.0) {
       for (torch::Tensor& gradient : gradients) gradient = gradient * dloss[0];
     }
-    gradients.resize(gradients.size() + 3);
+    gradients.resize(gradients.size() + 2);
     return gradients;
   }
 
  private:
   // Sum of the chunk's losses; its gradients are added to `gradients`, of h and then of what is
   // trained (empty: none are wanted).
-  static torch::Tensor Chunk(const torch::Tensor& picked, const Targets& targets,
+  static torch::Tensor Chunk(const torch::Tensor& picked, const LossTargets& targets,
                              const LossHead& head, std::vector<torch::Tensor>& gradients) {
     const bool gradient = !gradients.empty();
     // The norm's own backward serves here too; its graph lives inside this chunk only.
@@ -156,19 +153,18 @@ class HeadLossFunction : public torch::autograd::Function<HeadLossFunction> {
 
 }  // namespace
 
-torch::Tensor HeadLossSum(const torch::Tensor& h, const std::vector<int64_t>& rows,
-                          const std::vector<int64_t>& ids, const LossHead& head) {
-  return HeadLossFunction::apply(h, at::TensorList(TrainedOf(head)), rows, ids, head);
+torch::Tensor HeadLossSum(const torch::Tensor& h, const LossTargets& targets,
+                          const LossHead& head) {
+  return HeadLossFunction::apply(h, at::TensorList(TrainedOf(head)), targets, head);
 }
 
-TargetResults HeadTargets(const torch::Tensor& h, const std::vector<int64_t>& rows,
-                          const std::vector<int64_t>& ids, const LossHead& head) {
+TargetResults HeadTargets(const torch::Tensor& h, const LossTargets& all, const LossHead& head) {
   at::NoGradGuard no_grad;
-  const auto total = static_cast<int64_t>(rows.size());
+  const int64_t total = CountOf(all);
   TargetResults results{at::empty({total}, h.options().dtype(torch::kFloat32)),
                         at::empty({total}, h.options().dtype(torch::kBool))};
   ForEachChunk(
-      h, rows, ids, head, [&](int64_t first, const Targets& targets, const torch::Tensor& picked) {
+      h, all, head, [&](int64_t first, const LossTargets& targets, const torch::Tensor& picked) {
         torch::Tensor logits =
             head.projection.weight().Multiply(head.norm.Forward(picked).value, torch::kFloat32);
         const int64_t count = picked.size(0);

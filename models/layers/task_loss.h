@@ -1,4 +1,5 @@
-// Losses of classification and regression on the outputs of a task head. Used by the executor and by scoring.
+// Losses of classification and regression on the outputs of a task head. Used by the executor and
+// by scoring.
 #pragma once
 
 #include <torch/types.h>
@@ -7,10 +8,13 @@
 
 namespace graft::models {
 
+struct BatchInputs;  // models/site.h
+
 // outputs (S, C) float32, one row per sample of `batch`. With labels: sum over samples of the
 // cross-entropy (nats); with values (C = 1): sum of squared errors. A float64 scalar,
-// differentiable in `outputs`.
-torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch);
+// differentiable in `outputs`. `inputs`: SiteContext::inputs of the pass.
+torch::Tensor TaskLossSum(const torch::Tensor& outputs, const MicroBatch& batch,
+                          const BatchInputs* inputs = nullptr);
 // The same of each sample, (S) float32, no grad. For scoring.
 torch::Tensor TaskLosses(const torch::Tensor& outputs, const MicroBatch& batch);
 

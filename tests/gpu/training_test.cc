@@ -1,13 +1,18 @@
-// Parts of the training side that only a GPU shows: the memory taken at the start, and LoRA's
-// shared products in bfloat16.
+// Parts of the training side that only a GPU shows: the memory taken at the start, LoRA's shared
+// products in bfloat16, and micro-batches replayed as CUDA graphs.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <tuple>
+
 #include "adapters/lora_function.h"
 #include "adapters/lora_together.h"
 #include "base/status.h"
+#include "sharding/step_graph.h"
 #include "tests/adapters/testing.h"
+#include "tests/gpu/waits.h"
+#include "tests/sharding/step_graph_case.h"
 #include "trainer/device.h"
 
 namespace graft {
@@ -77,6 +82,69 @@ TEST(LoraTogether, GivesWhatSeparateProductsGiveInBfloat16) {
     EXPECT_LT(adapters::RelativeError(got[i].to(torch::kFloat32), want[i].to(torch::kFloat32)),
               1e-2)
         << i;
+}
+
+class StepGraphGpuTest
+    : public ::testing::TestWithParam<std::tuple<testing::GraphCase, torch::Dtype>> {};
+
+// Every micro-batch of a layout that came before is a replay: nothing failed or was given up. What
+// is allocated between steps must not be memory that a replay writes to.
+TEST_P(StepGraphGpuTest, ReplaysGiveTheNumbersOfLaunches) {
+  const auto& [which, dtype] = GetParam();
+  testing::GraphedModel plain(which, kGpu, dtype, nullptr);
+  testing::GraphedModel graphed(which, kGpu, dtype, sharding::GpuPassRecorder(kGpu));
+  int64_t replayed = 0;
+  std::vector<torch::Tensor> others;
+  for (const auto& batches : testing::GraphSteps(plain)) {
+    const auto number = static_cast<int64_t>(others.size());
+    for (int64_t i = 0; i < 20; ++i)
+      others.push_back(at::full({1000 * (i + 1)}, number + i, at::device(kGpu)));
+    const sharding::StepResult want = plain.Step(batches), got = graphed.Step(batches);
+    EXPECT_EQ(got.losses, want.losses);
+    EXPECT_TRUE(at::equal(graphed.gradients(), plain.gradients()));
+    EXPECT_GT(plain.gradients().abs().max().item<float>(), 0.0f);
+    replayed += got.replayed;
+  }
+  EXPECT_EQ(replayed, testing::kGraphReplays);
+  for (size_t i = 0; i < others.size(); ++i)
+    EXPECT_TRUE(others[i].eq(static_cast<double>(i)).all().item<bool>()) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, StepGraphGpuTest,
+                         ::testing::Combine(::testing::ValuesIn(testing::GraphCases()),
+                                            ::testing::Values(torch::kFloat32, torch::kBFloat16)),
+                         [](const auto& row) {
+                           const bool wide = std::get<1>(row.param) == torch::kFloat32;
+                           return std::get<0>(row.param).title + (wide ? "_float32" : "_bfloat16");
+                         });
+
+// Nor does a recording need a launched pass before it.
+TEST(StepGraphGpu, AReplayDoesNotWaitForTheGpu) {
+  testing::GraphedModel model(testing::GraphCases()[0], kGpu, torch::kBFloat16, nullptr);
+  sharding::MicroBatchGraphs graphs(model.stage(), sharding::GpuPassRecorder(kGpu));
+  EXPECT_FALSE(graphs.Run(model.Batch({9, 9}, 0)).defined());  // seen
+  ASSERT_TRUE(graphs.Run(model.Batch({9, 9}, 1)).defined());   // recorded
+  for (int64_t number = 2; number < 5; ++number) {
+    const models::MicroBatch batch = model.Batch({9, 9}, number);
+    const testing::NoWaiting no_waiting;
+    EXPECT_NO_THROW(EXPECT_TRUE(graphs.Run(batch).defined()));
+  }
+  EXPECT_EQ(graphs.replays(), 3);
+}
+
+// Dropout draws a mask for each step on the host's side: a recipe may not ask for both, and here
+// the recording is refused by autograd's thread, which would have to copy.
+TEST(StepGraphGpu, DropoutIsNotRecorded) {
+  testing::GraphCase which = testing::GraphCases()[0];
+  which.fields.emplace_back("dropout", "0.1");
+  testing::GraphedModel plain(which, kGpu, torch::kFloat32, nullptr);
+  testing::GraphedModel graphed(which, kGpu, torch::kFloat32, sharding::GpuPassRecorder(kGpu));
+  for (const auto& batches : testing::GraphSteps(plain)) {
+    const sharding::StepResult want = plain.Step(batches), got = graphed.Step(batches);
+    EXPECT_EQ(got.losses, want.losses);
+    EXPECT_TRUE(at::equal(graphed.gradients(), plain.gradients()));
+    EXPECT_EQ(got.replayed, 0);
+  }
 }
 
 }  // namespace

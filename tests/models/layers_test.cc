@@ -431,17 +431,18 @@ TEST_P(LayersTest, HeadLossEqualsFullLogits) {
       at::linear(PlainNorm(h, norm, 1e-5).index_select(0, torch::tensor(picked)), weight);
   const Tensor want =
       at::nll_loss(at::log_softmax(logits, 1), torch::tensor(ids), {}, at::Reduction::Sum);
-  const Tensor got = HeadLossSum(h, picked, ids, head);
+  const Tensor got = HeadLossSum(h, {torch::tensor(picked), torch::tensor(ids)}, head);
   EXPECT_NEAR(got.item<double>(), want.item<double>(), 1e-5 * want.item<double>());
   EXPECT_LE(
       RelativeError(torch::autograd::grad({got}, {h})[0], torch::autograd::grad({want}, {h})[0]),
       1e-5);
-  const TargetResults targets = HeadTargets(h, picked, ids, head);
+  const TargetResults targets = HeadTargets(h, {torch::tensor(picked), torch::tensor(ids)}, head);
   EXPECT_NEAR(targets.losses.sum().item<double>(), got.item<double>(), 1e-4);
   EXPECT_TRUE(at::equal(targets.right, logits.argmax(1) == torch::tensor(ids)));
   std::vector<int64_t> best;
   for (int64_t i = 0; i < 4; ++i) best.push_back(logits[i].argmax().item<int64_t>());
-  EXPECT_TRUE(HeadTargets(h, picked, best, head).right.all().item<bool>());
+  EXPECT_TRUE(
+      HeadTargets(h, {torch::tensor(picked), torch::tensor(best)}, head).right.all().item<bool>());
   EXPECT_LE(RelativeError(HeadLogits(h, picked, head), logits.detach()), 1e-6);
 }
 
@@ -449,7 +450,7 @@ TEST_P(LayersTest, HeadLossWithoutTargetsIsAZeroThatStillHasAGradient) {
   const Tensor h = Random({3, 16});
   const LossHead head{{at::ones({16}), Tensor(), 1e-5},
                       FrozenLinear(MakeFrozenWeight(at::randn({50, 16})), Tensor())};
-  const Tensor loss = HeadLossSum(h, {}, {}, head);
+  const Tensor loss = HeadLossSum(h, {}, head);
   EXPECT_EQ(loss.item<double>(), 0.0);
   EXPECT_EQ(torch::autograd::grad({loss}, {h})[0].abs().sum().item<float>(), 0.0f);
 }

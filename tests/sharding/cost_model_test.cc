@@ -204,6 +204,13 @@ TEST(CostModel, OnAGpu) {
   EXPECT_EQ(gpu.workspace, host.workspace);
   shape.quantize = models::Quantization::kNf4;
   EXPECT_EQ(MemoryOfRank(llama, part, shape).workspace - gpu.workspace, 2.0 * 4096 * 11008);
+  // A recorded pass has its own blocks and workspaces.
+  shape.quantize = models::Quantization::kNone;
+  shape.base_bytes = 5;
+  shape.recordings = true;
+  const RankMemory recorded = MemoryOfRank(llama, part, shape);
+  EXPECT_EQ(recorded.recordings, 5 + gpu.activations + gpu.temporary());
+  EXPECT_EQ(recorded.total() - gpu.total(), 5 + recorded.recordings);
 }
 
 TEST(CostModel, ATaskHeadNeedsNoProjection) {

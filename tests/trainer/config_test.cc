@@ -19,11 +19,12 @@ using graft::testing::TempFolder;
 struct FakeLora {
   std::vector<std::string> sites = {"attn.q", "attn.v"};
   int64_t rank = 8;
-  double alpha = 16;
+  double alpha = 16, dropout = 0;
   void Visit(FieldVisitor& v) {
     v.TextList({"sites", "roles"}, &sites);
     v.Int({"rank", "rank of the update"}, &rank, 1, 65536);
     v.Real({"alpha", "scale"}, &alpha, 0, 1e6);
+    v.Real({"dropout", "probability"}, &dropout, 0, 0.99);
   }
 };
 
@@ -250,6 +251,35 @@ INSTANTIATE_TEST_SUITE_P(
         BadRecipe{"SectionScalar", "model:\n  path: models/smol\n  dtype: bfloat16\n", "model: 3\n",
                   "r.yaml:2: model: found `3`, must be a map"}),
     [](const auto& row) { return row.param.name; });
+
+// What a recorded pass cannot do, each with both keys.
+TEST(Recipe, CudaGraphsRefuseWhatTheyCannotRecord) {
+  const auto parse = [](const std::string& other) {
+    std::vector<std::string> overrides = {"parallel.pipeline=1", "parallel.schedule=1f1b",
+                                          "parallel.split=auto", "parallel.cuda_graphs=true"};
+    const std::string key = other.substr(0, other.find('='));
+    std::erase_if(overrides, [&](const std::string& all) { return all.starts_with(key + "="); });
+    if (!other.empty()) overrides.push_back(other);
+    return Parse(kValid, overrides);
+  };
+  ASSERT_THAT(parse(""), IsOk());
+  EXPECT_TRUE(parse("")->parallel.cuda_graphs);
+  EXPECT_FALSE(Parse(kValid)->parallel.cuda_graphs);
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"parallel.pipeline", "2"},
+                                                        {"parallel.schedule", "gpipe"},
+                                                        {"parallel.shard_weights", "true"},
+                                                        {"parallel.reserve_memory", "true"},
+                                                        {"model.recompute", "layer"},
+                                                        {"task.type", "seq2seq"},
+                                                        {"adapter.head.dropout", "0.1"},
+                                                        {"adapter.dropout", "0.05"}}) {
+    EXPECT_THAT(
+        parse(key + "=" + value),
+        FailsWith(ErrorKind::kRecipe, "r.yaml: parallel.cuda_graphs: found true with " + key + " " +
+                                          value + "; allowed: false, or " + key));
+  }
+}
 
 TEST(Recipe, RefusesWhatIsNotAMapOfSections) {
   EXPECT_THAT(Parse(""), FailsWith(ErrorKind::kRecipe, "r.yaml: found nothing, must be a map"));
