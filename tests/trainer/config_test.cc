@@ -216,7 +216,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRecipe{"LrOverflow", "3e-4", "1e400", "optim.lr: found `1e400`"},
         BadRecipe{"UnknownSection", "optim:", "optims:",
                   "r.yaml:12: optims: unknown section; did you mean `optim`?; known: run, model"},
-        BadRecipe{"LaterSection", "eval:", "bench:", "bench: unknown section"},
+        BadRecipe{"LaterSection", "eval:", "serve:", "serve: unknown section"},
         BadRecipe{"RankZero", "rank: 4", "rank: 0",
                   "r.yaml:10: adapter.rank: found `0`, must be an integer from 1"},
         BadRecipe{"UnknownMethod", "method: lora", "method: lroa",
