@@ -47,13 +47,6 @@ class BookedRequest : public Request {
   bool finished_ = false;
 };
 
-std::unique_ptr<Request> Booked(Communicator& comm, const FlightEntry& entry,
-                                std::unique_ptr<Request> request) {
-  FlightRecorder* const recorder = comm.book().recorder;
-  if (recorder == nullptr) return request;
-  return std::make_unique<BookedRequest>(recorder, recorder->Begin(entry), std::move(request));
-}
-
 }  // namespace
 
 BookedCollective::BookedCollective(Communicator& comm, const char* operation, const Buffer& buffer,
@@ -74,14 +67,24 @@ BookedCollective::~BookedCollective() {
 std::unique_ptr<Request> BookTransfer(Communicator& comm, const char* operation,
                                       const Buffer& buffer, int peer,
                                       std::unique_ptr<Request> request) {
-  return Booked(comm, EntryOf(comm.book(), operation, buffer, peer), std::move(request));
+  FlightRecorder* const recorder = comm.book().recorder;
+  if (recorder == nullptr) return request;
+  const int64_t sequence = recorder->Begin(EntryOf(comm.book(), operation, buffer, peer));
+  return std::make_unique<BookedRequest>(recorder, sequence, std::move(request));
 }
 
 std::unique_ptr<Request> BookStarted(Communicator& comm, const char* operation,
-                                     const Buffer& buffer, std::unique_ptr<Request> request) {
+                                     const Buffer& buffer,
+                                     const std::function<std::unique_ptr<Request>()>& start) {
+  FlightRecorder* const recorder = comm.book().recorder;
+  if (recorder == nullptr) return start();
   FlightEntry entry = EntryOf(comm.book(), operation, buffer, /*peer=*/-1);
   entry.number = ++comm.book().collectives;
-  return Booked(comm, entry, std::move(request));
+  const int64_t sequence = recorder->Begin(entry);
+  recorder->Wait(sequence);
+  std::unique_ptr<Request> request = start();
+  recorder->StopWaiting(sequence);
+  return std::make_unique<BookedRequest>(recorder, sequence, std::move(request));
 }
 
 }  // namespace graft::comm

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "comm/communicator.h"
@@ -31,8 +32,9 @@ std::unique_ptr<Request> BookTransfer(Communicator& comm, const char* operation,
                                       std::unique_ptr<Request> request);
 // The operation of StartAllReduce where it runs beside what the caller does.
 inline constexpr char kStartedAllReduce[] = "StartAllReduce";
-// The same for a collective that has just been started and is waited for later.
+// Books a collective, starts it, and wraps its request. While `start` runs the rank waits for it.
 std::unique_ptr<Request> BookStarted(Communicator& comm, const char* operation,
-                                     const Buffer& buffer, std::unique_ptr<Request> request);
+                                     const Buffer& buffer,
+                                     const std::function<std::unique_ptr<Request>()>& start);
 
 }  // namespace graft::comm

@@ -58,9 +58,10 @@ class Communicator {
 
   // Element-wise over all ranks, in place. kFloat32, kFloat64, kInt64 (NCCL also kBFloat16).
   virtual void AllReduce(Buffer inout, ReduceOp op) = 0;
-  // AllReduce that may run beside what the caller does next. All ranks start the same ones in the same order, and enter no
-  // other collective of this communicator until they have waited for them all. A GPU backend works on what the default
-  // stream had been given by then; a host backend, which gets on only while it is called, works in the first Test or Wait.
+  // AllReduce that may run beside what the caller does next. All ranks start the same ones and wait for them in the same
+  // order, and enter no other collective of this communicator before the last is done. A GPU backend works on what the
+  // default stream had been given by then; a host backend, which gets on only while it is called, does all of it in the
+  // first Test or Wait, which then takes as long as an AllReduce.
   virtual std::unique_ptr<Request> StartAllReduce(Buffer inout, ReduceOp op);
   virtual void Broadcast(Buffer inout, int root) = 0;
   // out.count = size() * in.count, in rank order.

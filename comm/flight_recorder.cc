@@ -50,12 +50,16 @@ void FlightRecorder::Wait(int64_t sequence) {
   waiting_.store(sequence, kRelease);
 }
 
-void FlightRecorder::StopWaiting() { waiting_.store(0, kRelease); }
+void FlightRecorder::StopWaiting(int64_t sequence) {
+  Slot& slot = SlotOf(sequence);
+  if (slot.sequence.load(kAcquire) == sequence) slot.waited_ns.store(0, kRelease);
+  waiting_.store(0, kRelease);
+}
 
 void FlightRecorder::Finish(int64_t sequence) {
   Slot& slot = SlotOf(sequence);
   if (slot.sequence.load(kAcquire) == sequence) slot.finished_ns.store(clock_(), kRelease);
-  if (waiting() == sequence) StopWaiting();
+  if (waiting() == sequence) waiting_.store(0, kRelease);
 }
 
 bool FlightRecorder::Read(int64_t sequence, FlightEntry* entry) const {

@@ -47,17 +47,18 @@ class FlightRecorder {
   FlightRecorder(const FlightRecorder&) = delete;
   FlightRecorder& operator=(const FlightRecorder&) = delete;
 
-  // The rank's main thread only.
-  // The index for FlightEntry::group; -1 when all places are taken.
+  // One thread at a time: the rank's main thread, or the thread of a backward pass that it waits
+  // for. The index for FlightEntry::group; -1 when all places are taken.
   int AddGroup(const std::string& name, int rank, int size);
   void set_step(int64_t step) { step_ = step; }
   void set_micro_batch(int64_t micro_batch) { micro_batch_ = micro_batch; }
   // Books op, type, group, number, peer and bytes of `entry`, fills in the rest; returns the
   // sequence.
   int64_t Begin(const FlightEntry& entry);
-  // The main thread waits for it from now on, until Finish or StopWaiting.
+  // The rank waits for it from now on, until Finish; or until StopWaiting, where it goes on beside
+  // it and is not done: waited_ns is then that of the next Wait.
   void Wait(int64_t sequence);
-  void StopWaiting();
+  void StopWaiting(int64_t sequence);
   void Finish(int64_t sequence);
 
   // Any thread.

@@ -234,9 +234,11 @@ void NcclCommunicator::AllReduce(Buffer inout, ReduceOp op) {
 
 std::unique_ptr<Request> NcclCommunicator::StartAllReduce(Buffer inout, ReduceOp op) {
   if (inout.count == 0) return std::make_unique<EmptyRequest>();
-  Issue("AllReduce", AllReduceCall(inout, op));
-  return BookStarted(*this, kStartedAllReduce, inout,
-                     std::make_unique<NcclStarted>(this, "AllReduce"));
+  const Call call = AllReduceCall(inout, op);
+  return BookStarted(*this, kStartedAllReduce, inout, [&] {
+    Issue("AllReduce", call);
+    return std::make_unique<NcclStarted>(this, "AllReduce");
+  });
 }
 
 void NcclCommunicator::Broadcast(Buffer inout, int root) {

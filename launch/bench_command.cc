@@ -1,5 +1,6 @@
 // `graft bench MEASUREMENT`: built-in measurements. Each writes <run.output>/MEASUREMENT.json, and
 // a table to stdout.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -22,10 +23,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 absl::StatusOr<Json> MeasureTenants(const trainer::Recipe& recipe, comm::World& world) {
-  if (world.size() != 1) {
-    return UsageError(absl::StrCat("command line: `graft bench tenants` was started on ",
-                                   world.size(), " ranks, must be 1"));
-  }
   if (recipe.task.type != "causal_lm") {
     return RecipeError(absl::StrCat("task.type: found \"", recipe.task.type,
                                     "\", `graft bench tenants` serves texts; allowed: causal_lm"));
@@ -39,6 +36,7 @@ absl::StatusOr<Json> MeasureTenants(const trainer::Recipe& recipe, comm::World& 
 
 struct Measurement {
   std::string name;
+  bool many_ranks;                    // on those of the recipe; else on one
   std::vector<std::string> required;  // recipe keys that it cannot do without
   absl::StatusOr<Json> (*measure)(const trainer::Recipe&, comm::World&);  // the same on all ranks
   std::string (*table)(const Json&);
@@ -46,9 +44,10 @@ struct Measurement {
 
 const std::vector<Measurement>& Measurements() {
   static const std::vector<Measurement> measurements = {
-      {"tenants", {"model"}, &MeasureTenants, &trainer::TenantTableText},
-      {"collectives", {}, &trainer::MeasureCollectives, &trainer::CollectivesTable},
+      {"tenants", false, {"model"}, &MeasureTenants, &trainer::TenantTableText},
+      {"collectives", true, {}, &trainer::MeasureCollectives, &trainer::CollectivesTable},
       {"schedules",
+       true,
        {"model", "adapter.method"},
        &trainer::MeasureSchedules,
        &trainer::SchedulesTable},
@@ -62,6 +61,13 @@ std::vector<std::string> BenchTopics() {
   std::vector<std::string> names;
   for (const Measurement& measurement : Measurements()) names.push_back(measurement.name);
   return names;
+}
+
+bool IsOnOneRank(const std::string& topic) {
+  const std::vector<Measurement>& all = Measurements();
+  return std::any_of(all.begin(), all.end(), [&topic](const Measurement& measurement) {
+    return measurement.name == topic && !measurement.many_ranks;
+  });
 }
 
 absl::Status BenchCommand(CommandContext& context) {

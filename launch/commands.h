@@ -28,6 +28,8 @@ absl::Status ScoreCommand(CommandContext& context);  // kind stopped as TrainCom
 absl::Status PromptCommand(CommandContext& context);
 absl::Status BenchCommand(CommandContext& context);
 std::vector<std::string> BenchTopics();
+// Of a topic that is measured on one rank, whatever the recipe's layout.
+bool IsOnOneRank(const std::string& topic);
 // One rank.
 absl::Status ExportCommand(CommandContext& context);
 absl::Status PlanCommand(CommandContext& context);

@@ -148,13 +148,15 @@ absl::Status RunCommand(const absl::StatusOr<CommandLine>& line, comm::World& wo
   if (command.usage.takes_recipe) {
     GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world.all(), ReadRecipe(command, *line, context)));
   }
-  if (command.many_ranks) {
+  const bool many_ranks = command.many_ranks && !IsOnOneRank(line->topic);
+  if (many_ranks) {
     GRAFT_RETURN_IF_ERROR(trainer::ValidateWorld(context.recipe, world.size()));
   } else if (world.size() != 1) {
-    return UsageError(absl::StrCat("command line: `graft ", line->command, "` was started on ",
+    return UsageError(absl::StrCat("command line: `graft ", line->command,
+                                   line->topic.empty() ? "" : " ", line->topic, "` was started on ",
                                    world.size(), " ranks, must be 1"));
   }
-  if (command.many_ranks) StartWatchdog(context);
+  if (many_ranks) StartWatchdog(context);
   return command.run(context);
 }
 

@@ -44,6 +44,12 @@ GradientReduction::GradientReduction(const adapters::AdapterSet& adapters, int n
                    [](const Piece& a, const Piece& b) { return a.lowest_layer > b.lowest_layer; });
 }
 
+void GradientReduction::Connect() {
+  if (pieces_.empty() || through_host_ || gradients_.is_cpu()) return;
+  const torch::Tensor nothing = at::zeros({1}, gradients_.options());
+  group_.AllReduce(BufferOf(nothing), comm::ReduceOp::kSum);
+}
+
 void GradientReduction::Start(Piece* piece) {
   piece->request =
       group_.StartAllReduce(BufferOf(gradients_.narrow(0, piece->begin, piece->end - piece->begin)),

@@ -29,6 +29,9 @@ class GradientReduction {
                     comm::Communicator& data_group, const std::set<std::string>& late = {},
                     int64_t piece_bytes = kPieceBytes);
 
+  // Before the first step, while no rank computes: a GPU group connects at its first reduction, and
+  // what that allocates would stop a host whose GPU is at work. All ranks of the data group.
+  void Connect();
   // Of the last micro-batch: the gradients of all layers from `layer` on are final. On any thread.
   void LayersDone(int layer);
   // All gradients are final: sums what is left, and returns when every piece is summed. All ranks

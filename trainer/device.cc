@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 #include <vector>
@@ -26,10 +27,11 @@
 namespace graft::trainer {
 namespace {
 
-// The GPUs that the driver shows to this process, by what is the same in every process; none where
-// there is no driver.
-std::vector<std::string> VisibleGpus() {
+// The GPUs that the driver shows to this process, by what is the same in every process. *why: where
+// there are none.
+std::vector<std::string> VisibleGpus(std::string* why) {
   void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  *why = "libcuda.so.1 is not there";
   if (driver == nullptr) return {};
   struct Uuid {
     char bytes[16];
@@ -41,16 +43,23 @@ std::vector<std::string> VisibleGpus() {
   void* name = ::dlsym(driver, "cuDeviceGetUuid_v2");
   if (name == nullptr) name = ::dlsym(driver, "cuDeviceGetUuid");
   const auto get_uuid = reinterpret_cast<int (*)(Uuid*, int)>(name);
+  *why = "libcuda.so.1 lacks a call";
   if (init == nullptr || get_count == nullptr || get == nullptr || get_uuid == nullptr) return {};
+  const auto failed = [why](const char* call, int code) {
+    *why = absl::StrCat(call, " failed with CUDA error ", code);
+    return code != 0;
+  };
   int count = 0;
-  if (init(0) != 0 || get_count(&count) != 0) return {};
+  if (failed("cuInit", init(0)) || failed("cuDeviceGetCount", get_count(&count))) return {};
   std::vector<std::string> gpus;
   for (int i = 0; i < count; ++i) {
     int device = 0;
     Uuid uuid{};
-    if (get(&device, i) != 0 || get_uuid(&uuid, device) != 0) return {};
+    if (failed("cuDeviceGet", get(&device, i))) return {};
+    if (failed("cuDeviceGetUuid", get_uuid(&uuid, device))) return {};
     gpus.push_back(absl::BytesToHexString(absl::string_view(uuid.bytes, sizeof(uuid.bytes))));
   }
+  *why = "libcuda.so.1 counts 0";
   return gpus;
 }
 
@@ -79,9 +88,9 @@ std::string NodeName() {
   return absl::StrCat(comm::HostName(), "/", id == nullptr ? "" : id);
 }
 
-// What the ranks see, by rank.
-std::vector<VisibleGpusOfRank> GatherGpus(comm::Communicator& all) {
-  const std::string mine = absl::StrCat(NodeName(), "\n", absl::StrJoin(VisibleGpus(), ","));
+// What the ranks see, by rank; *why: where this one sees nothing.
+std::vector<VisibleGpusOfRank> GatherGpus(comm::Communicator& all, std::string* why) {
+  const std::string mine = absl::StrCat(NodeName(), "\n", absl::StrJoin(VisibleGpus(why), ","));
   std::vector<VisibleGpusOfRank> ranks;
   for (const std::string& text : comm::AllGatherStrings(all, mine)) {
     const std::vector<std::string> parts = absl::StrSplit(text, '\n');
@@ -91,13 +100,13 @@ std::vector<VisibleGpusOfRank> GatherGpus(comm::Communicator& all) {
 }
 
 // Whether this rank has the GPU that was chosen for it.
-absl::Status CheckGpu(const std::vector<VisibleGpusOfRank>& ranks, size_t mine, int chosen) {
+absl::Status CheckGpu(const std::vector<VisibleGpusOfRank>& ranks, size_t mine, int chosen,
+                      const std::string& why_none) {
   const std::string found = "parallel.device: found cuda, but ";
   const size_t gpus = ranks[mine].gpus.size();
   if (gpus == 0) {
-    return RecipeError(absl::StrCat(found, comm::HostName(),
-                                    " shows no GPU (libcuda.so.1 counts 0, or is not there); "
-                                    "allowed here: auto, cpu"));
+    return RecipeError(absl::StrCat(found, comm::HostName(), " shows no GPU (", why_none,
+                                    "); allowed here: auto, cpu"));
   }
   if (chosen < 0) {
     const auto on_node = std::count_if(ranks.begin(), ranks.end(), [&](const auto& rank) {
@@ -118,23 +127,29 @@ absl::Status CheckGpu(const std::vector<VisibleGpusOfRank>& ranks, size_t mine, 
 }  // namespace
 
 std::vector<int> AssignGpus(const std::vector<VisibleGpusOfRank>& ranks) {
+  std::vector<size_t> order(ranks.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&ranks](size_t a, size_t b) {
+    return ranks[a].gpus.size() < ranks[b].gpus.size();
+  });
   std::set<std::pair<std::string, std::string>> taken;  // node, GPU
-  std::vector<int> chosen;
-  for (const VisibleGpusOfRank& rank : ranks) {
-    const auto free = std::find_if(rank.gpus.begin(), rank.gpus.end(), [&](const auto& gpu) {
-      return taken.insert({rank.node, gpu}).second;
-    });
-    chosen.push_back(free == rank.gpus.end() ? -1 : static_cast<int>(free - rank.gpus.begin()));
+  std::vector<int> chosen(ranks.size(), -1);
+  for (const size_t rank : order) {
+    const auto& [node, gpus] = ranks[rank];
+    for (size_t i = 0; i < gpus.size() && chosen[rank] < 0; ++i) {
+      if (taken.insert({node, gpus[i]}).second) chosen[rank] = static_cast<int>(i);
+    }
   }
   return chosen;
 }
 
 absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Communicator& all) {
   if (wanted == "cpu") return torch::Device(torch::kCPU);
-  const std::vector<VisibleGpusOfRank> ranks = GatherGpus(all);
+  std::string why_none;
+  const std::vector<VisibleGpusOfRank> ranks = GatherGpus(all, &why_none);
   const auto mine = static_cast<size_t>(all.rank());
   const int chosen = AssignGpus(ranks)[mine];
-  const absl::Status status = comm::AgreeOnStatus(all, CheckGpu(ranks, mine, chosen));
+  const absl::Status status = comm::AgreeOnStatus(all, CheckGpu(ranks, mine, chosen, why_none));
   if (!status.ok()) {
     if (wanted != "auto") return status;
     const bool any = std::any_of(ranks.begin(), ranks.end(),

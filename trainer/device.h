@@ -20,8 +20,8 @@ struct VisibleGpusOfRank {
   std::string node;
   std::vector<std::string> gpus;
 };
-// The GPU of each rank, as an index of its own list: the first that no rank before it on the node
-// has got. -1: none is left.
+// The GPU of each rank, as an index of its own list: the first that no other rank of the node has.
+// Ranks that see the fewest choose first, in the order of ranks. -1: none is left.
 std::vector<int> AssignGpus(const std::vector<VisibleGpusOfRank>& ranks);
 
 // `wanted`: auto, cpu, cuda. Each rank of a node gets a GPU of its own (AssignGpus); ranks with an

@@ -155,6 +155,7 @@ absl::Status Trainer::LoadModel() {
       model_->adapters(), static_cast<int>(model_->config().num_layers),
       groups.device_data_group ? *groups.device_data_group : *groups.data_group,
       model_->late_gradients());
+  reduction_->Connect();
   std::vector<WatchedTensor> frozen = model_->loaded_weights();
   frozen.insert(frozen.end(), model_->encoder_weights().begin(), model_->encoder_weights().end());
   frozen_ = std::make_unique<FrozenWatch>(std::move(frozen), model_->derived_weights());

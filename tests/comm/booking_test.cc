@@ -64,16 +64,20 @@ TEST(Booking, AStartedCollectiveHasItsTimes) {
     FlightRecorder recorder([] { return ++*clock; });
     world.OpenBook(&recorder, "world");
     float value = 0;
-    const auto request = BookStarted(world, kStartedAllReduce, {&value, 1, DType::kFloat32, -1},
-                                     std::make_unique<Finished>());
+    const auto request =
+        BookStarted(world, kStartedAllReduce, {&value, 1, DType::kFloat32, -1}, [&] {
+          EXPECT_EQ(recorder.waiting(), 1) << "who hangs here waits for the others";
+          return std::make_unique<Finished>();
+        });
+    EXPECT_EQ(recorder.waiting(), 0);
     EXPECT_THAT(OpsOf(recorder), ::testing::ElementsAre("StartAllReduce world open"));
     request->Wait();
     const FlightEntry entry = recorder.Snapshot()[0];
     EXPECT_EQ(entry.number, 1);
     EXPECT_EQ(entry.bytes, 4);
     EXPECT_EQ(entry.enqueued_ns, 1);
-    EXPECT_EQ(entry.waited_ns, 2);
-    EXPECT_EQ(entry.finished_ns, 3);
+    EXPECT_EQ(entry.waited_ns, 3);
+    EXPECT_EQ(entry.finished_ns, 4);
     world.OpenBook(nullptr, "");
   });
 }

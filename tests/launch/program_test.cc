@@ -1,5 +1,7 @@
 // The real binary: help, version, and the rows 55 to 58 and 60 of the malformed inputs
 // (reliability.md 7) that need no model.
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -115,73 +117,107 @@ constexpr char kRanksRecipe[] =
     "optim: {global_batch: 8, micro_batch: 2}\n"
     "bench: {repeats: 3, max_bytes: 4096, length: 16}\n";
 
-// Each operation that the layout has at each size, and what the recipe itself would move.
+// Operation and bytes of each row of collectives.json; the table has them too.
+std::vector<std::string> CollectivesOf(const std::vector<std::string>& keys, int ranks,
+                                       const std::string& recipe = kRanksRecipe) {
+  const TempFolder folder;
+  std::vector<std::string> arguments = {"bench", "collectives", "--config",
+                                        folder.Write("recipe.yaml", recipe),
+                                        absl::StrCat("run.output=", folder.Path("out"))};
+  arguments.insert(arguments.end(), keys.begin(), keys.end());
+  const ProgramResult result = RunGraft(arguments, ranks);
+  EXPECT_EQ(result.code, 0) << result.err;
+  if (result.code != 0) return {};
+  const nlohmann::json json = nlohmann::json::parse(folder.Read("out/collectives.json"));
+  EXPECT_EQ(json.at("format"), "graft-collectives");
+  EXPECT_EQ(json.at("ranks"), ranks);
+  std::vector<std::string> found;
+  for (const auto& row : json.at("rows")) {
+    const auto operation = row.at("operation").get<std::string>();
+    found.push_back(absl::StrCat(operation, " ", row.at("bytes").get<int64_t>()));
+    if (row.contains("of")) absl::StrAppend(&found.back(), " ", row.at("of").get<std::string>());
+    EXPECT_GT(row.at("seconds").at("min").get<double>(), 0);
+    EXPECT_THAT(result.out, HasSubstr(absl::StrCat("\n", operation, " ")));
+  }
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'),
+            static_cast<int64_t>(found.size()) + 1);
+  return found;
+}
+
+// Each operation that the layout has at each size, and what the recipe itself would move: LoRA of
+// rank 8 on all linears of llama-tiny has 32,768 parameters, a row of hidden states 64 numbers.
 TEST(Program, BenchCollectivesMeasuresWhatTheLayoutMoves) {
+  using ::testing::ElementsAre;
+  EXPECT_THAT(
+      CollectivesOf({"parallel.data=2"}, 2),
+      ElementsAre("all-reduce 4", "all-reduce 1024", "all-reduce 4096",
+                  "all-reduce 131072 gradients of lora", "control vector 120", "barrier 0"));
+  EXPECT_THAT(CollectivesOf({"parallel.pipeline=3", "bench.max_bytes=4",
+                             "adapter.method=prompt_tuning", "adapter.prompt_length=4"},
+                            3),
+              ElementsAre("send 4", "send 10240 hidden states of 2 x 20 rows", "control vector 120",
+                          "barrier 0"));
+  EXPECT_THAT(CollectivesOf({}, 4,
+                            "parallel: {data: 2, pipeline: 2, threads: 1, device: cpu}\n"
+                            "bench: {repeats: 3, max_bytes: 4}\n"),
+              ElementsAre("all-reduce 4", "send 4", "control vector 120", "barrier 0"));
+}
+
+TEST(Program, BenchOverRanksRefusesAlikeOnAll) {
   const TempFolder folder;
   const std::string recipe = folder.Write("recipe.yaml", kRanksRecipe);
-  const auto operations = [&](const std::string& layout) {
-    const ProgramResult result = RunGraft({"bench", "collectives", "--config", recipe, layout,
-                                           absl::StrCat("run.output=", folder.Path("out"))},
-                                          /*ranks=*/2);
-    EXPECT_EQ(result.code, 0) << result.err;
-    const nlohmann::json json = nlohmann::json::parse(folder.Read("out/collectives.json"));
-    EXPECT_EQ(json.at("format"), "graft-collectives");
-    EXPECT_EQ(json.at("ranks"), 2);
-    std::vector<std::string> found;
-    for (const auto& row : json.at("rows")) {
-      found.push_back(absl::StrCat(row.at("operation").get<std::string>(), " ",
-                                   row.at("bytes").get<int64_t>()));
-      EXPECT_GT(row.at("seconds").at("min").get<double>(), 0);
-      EXPECT_THAT(result.out, HasSubstr(row.value("of", "")));
-    }
-    return found;
+  const auto refused = [&](const std::string& topic, const std::vector<std::string>& keys,
+                           const std::string& message) {
+    std::vector<std::string> arguments = {"bench", topic, "--config", recipe,
+                                          absl::StrCat("run.output=", folder.Path("out"))};
+    arguments.insert(arguments.end(), keys.begin(), keys.end());
+    const ProgramResult result = RunGraft(arguments, /*ranks=*/2);
+    EXPECT_EQ(result.code, 78) << message << result.err;
+    EXPECT_THAT(result.err, HasSubstr(message));
+    EXPECT_EQ(result.out, "");
   };
-  // llama-tiny: LoRA of rank 8 on all linears has 16,384 parameters; a row of hidden states is 64.
-  EXPECT_THAT(operations("parallel.data=2"),
-              ::testing::ElementsAre("all-reduce 4", "all-reduce 1024", "all-reduce 4096",
-                                     "all-reduce 131072", "control vector 120", "barrier 0"));
-  EXPECT_THAT(operations("parallel.pipeline=2"),
-              ::testing::ElementsAre("send 4", "send 1024", "send 4096", "send 8192",
-                                     "control vector 120", "barrier 0"));
   ExpectRefused(RunGraft({"bench", "collectives", "--config", recipe}), 78, "recipe",
                 {"parallel.data: data x pipeline = 1", "2 or more ranks"});
+  ExpectRefused(RunGraft({"bench", "schedules", "--config", recipe}), 78, "recipe",
+                {"parallel.pipeline: found 1", "2 or more"});
+  const std::string two = "parallel.pipeline=2";
+  refused("collectives", {two, "adapter.sites=[none.such]"}, "adapter.sites");
+  refused("schedules", {two, "optim.global_batch=6"}, "parallel.schedule: interleaved needs");
+  refused("schedules", {two, "parallel.split=[2,2]"}, "parallel.split");
+  refused("schedules", {two, "task.type=classification"}, "task.type: found classification");
+  refused("schedules", {two, "bench.schedules=[1f1b,1f1b]"}, "bench.schedules: found [1f1b, 1f1b]");
+  refused("schedules", {two, "adapter.method=prompt_tuning", "adapter.prompt_length=255"},
+          "adapter.prompt_length: found 255, the model has room for 256 rows");
+  const ProgramResult tenants = RunGraft({"bench", "tenants", "--config", recipe}, /*ranks=*/2);
+  EXPECT_EQ(tenants.code, 64);
+  EXPECT_THAT(tenants.err, HasSubstr("`graft bench tenants` was started on 2 ranks, must be 1"));
 }
 
 TEST(Program, BenchSchedulesComparesThem) {
   const TempFolder folder;
   const std::string recipe = folder.Write("recipe.yaml", kRanksRecipe);
-  const auto run = [&](const std::string& key) {
-    return RunGraft({"bench", "schedules", "--config", recipe, "parallel.pipeline=2", key,
-                     absl::StrCat("run.output=", folder.Path("out"))},
-                    /*ranks=*/2);
-  };
-  const ProgramResult result = run("run.seed=1");
+  const ProgramResult result =
+      RunGraft({"bench", "schedules", "--config", recipe, "parallel.pipeline=2",
+                "optim.global_batch=7", absl::StrCat("run.output=", folder.Path("out"))},
+               /*ranks=*/2);
   ASSERT_EQ(result.code, 0) << result.err;
   const nlohmann::json json = nlohmann::json::parse(folder.Read("out/schedules.json"));
   EXPECT_EQ(json.at("format"), "graft-schedules");
   std::vector<std::string> schedules;
   for (const auto& row : json.at("rows")) {
     schedules.push_back(row.at("schedule"));
-    EXPECT_EQ(row.at("micro_batches"), 4);
+    EXPECT_EQ(row.at("micro_batches"), 4);  // the last of one sample
     EXPECT_EQ(row.at("length"), 16);
-    EXPECT_GT(row.at("step_seconds").at("min").get<double>(), 0);
+    const double seconds = row.at("step_seconds").at("median");
+    EXPECT_NEAR(row.at("tokens_per_second").get<double>() * seconds, 7 * 16, 1e-6);
     const double idle = row.at("idle_fraction").at("median");
     EXPECT_GT(idle, 0);
     EXPECT_LT(idle, 1);
-    EXPECT_THAT(result.out, HasSubstr(schedules.back()));
+    EXPECT_THAT(result.out, HasSubstr(absl::StrCat("\n", schedules.back(), " ")));
   }
   EXPECT_THAT(schedules, ::testing::ElementsAre("gpipe", "1f1b", "interleaved"));
   EXPECT_GT(json.at("rows")[0].at("plan_idle_fraction").get<double>(),
             json.at("rows")[2].at("plan_idle_fraction").get<double>());
-  for (const auto& [key, message] : std::vector<std::pair<std::string, std::string>>{
-           {"optim.global_batch=6", "parallel.schedule: interleaved needs"},
-           {"task.type=classification", "task.type: found \"classification\""}}) {
-    const ProgramResult refused = run(key);
-    EXPECT_EQ(refused.code, 78) << key;
-    EXPECT_THAT(refused.err, HasSubstr(message)) << key;
-  }
-  ExpectRefused(RunGraft({"bench", "schedules", "--config", recipe}), 78, "recipe",
-                {"parallel.pipeline: found 1", "2 or more"});
 }
 
 std::string AliasBomb() {

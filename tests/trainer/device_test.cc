@@ -39,6 +39,8 @@ TEST(AssignGpus, EveryRankOfANodeGetsItsOwn) {
   EXPECT_THAT(AssignGpus(Ranks{{"a", {"0", "1"}}, {"a", {"0", "1"}}, {"a", {"0", "1"}}}),
               ElementsAre(0, 1, -1));
   EXPECT_THAT(AssignGpus(Ranks{{"a", {}}, {"a", {"0"}}}), ElementsAre(-1, 0));
+  // Who sees the fewest has no other choice.
+  EXPECT_THAT(AssignGpus(Ranks{{"a", {"0", "1"}}, {"a", {"0"}}}), ElementsAre(1, 0));
   // Two ranks on one card that count as two nodes (NCCL_HOSTID).
   EXPECT_THAT(AssignGpus(Ranks{{"a/1", {"0"}}, {"a/2", {"0"}}}), ElementsAre(0, 0));
 }

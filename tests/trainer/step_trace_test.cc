@@ -168,7 +168,7 @@ TEST(StepTraceReductionTest, AStartedAllReduceRunsBesideTheMainThread) {
   };
   float value = 0;
   comm::BookStarted(world->all(), comm::kStartedAllReduce, {&value, 1, comm::DType::kFloat32, -1},
-                    std::make_unique<Finished>())
+                    [] { return std::make_unique<Finished>(); })
       ->Wait();
   trace.EndStep({});
   ASSERT_THAT(trace.Write(folder.Path("trace")), IsOk());

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "comm/agree.h"
 #include "comm/reducer.h"
 #include "sharding/buffer.h"
 #include "trainer/bench/timing.h"
@@ -142,30 +143,44 @@ class CollectiveBench {
   Json rows_ = Json::array();
 };
 
-// What the recipe moves: gradients of the largest stage, and a micro-batch's hidden states.
+// What the recipe moves.
 struct RecipeSizes {
   std::vector<Size> gradients, hidden_states;
 };
+
+// A micro-batch of samples of bench.length, soft prompts in front; of an encoder-decoder model the
+// two parts of a sample together.
+Size HiddenStatesOf(const Recipe& recipe, const models::ModelConfig& config, int64_t virtual_rows) {
+  const int64_t length = std::min(recipe.bench.length + virtual_rows, config.longest_sequence());
+  const int64_t bytes = recipe.model.dtype == "bfloat16" ? 2 : 4;
+  return {recipe.optim.micro_batch * length * config.hidden_size * bytes,
+          absl::StrCat("hidden states of ", recipe.optim.micro_batch, " x ", length, " rows")};
+}
+
+// Of the largest stage.
+absl::StatusOr<Size> GradientsOf(const Recipe& recipe, const models::ModelConfig& config,
+                                 const AdapterChoice& adapter) {
+  GRAFT_ASSIGN_OR_RETURN(
+      const sharding::Plan plan,
+      MakeRecipePlan(recipe, config, adapter, {.sequence_length = recipe.bench.length}));
+  std::vector<int64_t> by_stage(static_cast<size_t>(plan.stages));
+  for (const sharding::StageChunk& part : plan.parts)
+    by_stage[static_cast<size_t>(part.stage)] += part.trainable_parameters;
+  const bool has_head = recipe.task.type == "classification" || recipe.task.type == "regression";
+  return Size{*std::max_element(by_stage.begin(), by_stage.end()) * 4,
+              absl::StrCat("gradients of ", recipe.adapter.method,
+                           has_head ? " without the task head" : "")};
+}
 
 absl::StatusOr<RecipeSizes> SizesOf(const Recipe& recipe) {
   RecipeSizes sizes;
   if (recipe.model.path.empty() && recipe.model.shape.empty()) return sizes;
   GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadRecipeModel(recipe));
-  const int64_t length = std::min(recipe.bench.length, config.max_positions);
-  const int64_t bytes = recipe.model.dtype == "bfloat16" ? 2 : 4;
-  const int64_t rows = recipe.optim.micro_batch * length;
-  sizes.hidden_states.push_back(
-      {rows * config.hidden_size * bytes,
-       absl::StrCat("hidden states of ", recipe.optim.micro_batch, " x ", length, " tokens")});
-  if (recipe.adapter.method.empty() || recipe.adapter.method == "none") return sizes;
   GRAFT_ASSIGN_OR_RETURN(const AdapterChoice adapter, ChooseAdapter(recipe, config, /*outputs=*/0));
-  GRAFT_ASSIGN_OR_RETURN(const sharding::Plan plan,
-                         MakeRecipePlan(recipe, config, adapter, {.sequence_length = length}));
-  std::vector<int64_t> by_stage(static_cast<size_t>(plan.stages));
-  for (const sharding::StageChunk& part : plan.parts)
-    by_stage[static_cast<size_t>(part.stage)] += part.trainable_parameters;
-  sizes.gradients.push_back({*std::max_element(by_stage.begin(), by_stage.end()) * 4,
-                             absl::StrCat("gradients of ", recipe.adapter.method)});
+  sizes.hidden_states.push_back(HiddenStatesOf(recipe, config, adapter.method->virtual_rows()));
+  if (adapter.method->CountParameters(adapter.matched) == 0) return sizes;
+  GRAFT_ASSIGN_OR_RETURN(const Size gradients, GradientsOf(recipe, config, adapter));
+  sizes.gradients.push_back(gradients);
   return sizes;
 }
 
@@ -183,7 +198,8 @@ absl::StatusOr<Json> MeasureCollectives(const Recipe& recipe, comm::World& world
         "parallel.data: data x pipeline = 1, `graft bench collectives` measures what ranks do "
         "together; allowed: 2 or more ranks (mpirun, srun)");
   }
-  GRAFT_ASSIGN_OR_RETURN(const RecipeSizes of_recipe, SizesOf(recipe));
+  const absl::StatusOr<RecipeSizes> of_recipe = SizesOf(recipe);
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world.all(), of_recipe.status()));
   GRAFT_ASSIGN_OR_RETURN(
       comm::Groups groups,
       world.MakeGroups({.data = static_cast<int>(recipe.parallel.data),
@@ -191,9 +207,9 @@ absl::StatusOr<Json> MeasureCollectives(const Recipe& recipe, comm::World& world
   GRAFT_ASSIGN_OR_RETURN(const torch::Device device, ChooseHardware(recipe, world, &groups));
   CollectiveBench bench(recipe, world, groups, device);
   std::vector<Size> gradients = GeneralSizes(recipe.bench.max_bytes), hidden_states = gradients;
-  gradients.insert(gradients.end(), of_recipe.gradients.begin(), of_recipe.gradients.end());
-  hidden_states.insert(hidden_states.end(), of_recipe.hidden_states.begin(),
-                       of_recipe.hidden_states.end());
+  gradients.insert(gradients.end(), of_recipe->gradients.begin(), of_recipe->gradients.end());
+  hidden_states.insert(hidden_states.end(), of_recipe->hidden_states.begin(),
+                       of_recipe->hidden_states.end());
   if (recipe.parallel.data > 1) {
     for (const Size& size : gradients) bench.AllReduce(size);
   }

@@ -1,7 +1,7 @@
-// `graft bench collectives`: what the network between these ranks gives what graft does with it:
-// the all-reduce of gradients over the replicas of a stage, hidden states from stage to stage, and
-// the small gather and the barrier that end every step. By size, through host memory or between
-// GPUs as the recipe's `parallel` says.
+// `graft bench collectives`: what graft's own communication costs on these ranks: the all-reduce of
+// gradients over the replicas of a stage, hidden states from stage to stage, and the control vector
+// that ends every step. By size, through host memory or between GPUs as the recipe's `parallel`
+// says.
 #pragma once
 
 #include <string>

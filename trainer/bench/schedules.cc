@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "base/logging.h"
 #include "base/philox.h"
 #include "base/status.h"
+#include "comm/agree.h"
 #include "sharding/plan_report.h"
 #include "trainer/bench/timing.h"
 #include "trainer/loaded_model.h"
@@ -20,100 +23,121 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Of one schedule, before any is measured: what it runs on.
+struct Case {
+  Recipe recipe;
+  int64_t length = 0;  // of a sample, soft prompt's rows apart
+};
+
 absl::Status CheckRecipe(const Recipe& recipe) {
-  if (recipe.parallel.pipeline == 1) {
+  const auto refuse = [](const std::string& key, const std::string& found, const char* allowed) {
     return RecipeError(
-        "parallel.pipeline: found 1, `graft bench schedules` compares pipelines; allowed: 2 or "
-        "more stages on as many ranks (mpirun, srun)");
-  }
-  if (recipe.task.type != "causal_lm") {
-    return RecipeError(absl::StrCat("task.type: found \"", recipe.task.type,
-                                    "\", `graft bench schedules` makes texts; allowed: "
-                                    "causal_lm"));
+        absl::StrCat(key, ": found ", found, " in `graft bench schedules`; allowed: ", allowed));
+  };
+  if (recipe.parallel.pipeline == 1)
+    return refuse("parallel.pipeline", "1", "2 or more stages on as many ranks (mpirun, srun)");
+  if (recipe.task.type != "causal_lm") return refuse("task.type", recipe.task.type, "causal_lm");
+  if (recipe.adapter.method == "none") return refuse("adapter.method", "none", "one that trains");
+  const std::vector<std::string>& schedules = recipe.bench.schedules;
+  const std::set<std::string> different(schedules.begin(), schedules.end());
+  if (schedules.empty() || different.size() < schedules.size()) {
+    return refuse("bench.schedules", absl::StrCat("[", absl::StrJoin(schedules, ", "), "]"),
+                  "one or more of gpipe, 1f1b, interleaved, each once");
   }
   return absl::OkStatus();
 }
 
-Recipe WithSchedule(const Recipe& recipe, const std::string& schedule) {
-  Recipe one = recipe;
-  one.parallel.schedule = schedule;
-  return one;
-}
-
 int64_t MicroBatchesOf(const Recipe& recipe) {
   const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
-  return std::max<int64_t>(1, share / recipe.optim.micro_batch);
+  return (share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch;
 }
 
-// Before any is measured: its micro-batches can be dealt out.
-absl::Status CheckSchedule(const Recipe& recipe) {
+absl::StatusOr<Case> CheckCase(const Recipe& recipe, const std::string& schedule) {
+  Case found{recipe, 0};
+  found.recipe.parallel.schedule = schedule;
+  GRAFT_ASSIGN_OR_RETURN(const models::ModelConfig config, ReadRecipeModel(recipe));
+  GRAFT_ASSIGN_OR_RETURN(const AdapterChoice adapter, ChooseAdapter(recipe, config, /*outputs=*/0));
+  if (adapter.method->prompt_encoder() != nullptr) {
+    return RecipeError(
+        "adapter.encoder.type: found model, `graft bench schedules` has no texts for it; allowed: "
+        "embedding_mean");
+  }
+  const int64_t virtual_rows = adapter.method->virtual_rows();
+  found.length = std::min(recipe.bench.length, config.longest_sequence() - virtual_rows);
+  if (found.length < 2) {
+    return RecipeError(absl::StrCat("adapter.prompt_length: found ", virtual_rows,
+                                    ", the model has room for ", config.longest_sequence(),
+                                    " rows; allowed: 2 fewer at most"));
+  }
+  GRAFT_ASSIGN_OR_RETURN(
+      const sharding::Plan plan,
+      MakeRecipePlan(found.recipe, config, adapter, {.sequence_length = found.length}));
   sharding::ScheduleShape shape;
-  GRAFT_ASSIGN_OR_RETURN(shape.kind, sharding::ParseSchedule(recipe.parallel.schedule));
-  shape.stages = static_cast<int>(recipe.parallel.pipeline);
-  shape.chunks = static_cast<int>(recipe.parallel.parts_per_stage());
+  GRAFT_ASSIGN_OR_RETURN(shape.kind, sharding::ParseSchedule(schedule));
+  shape.stages = plan.stages;
+  shape.chunks = plan.chunks;
   shape.micro_batches = static_cast<int>(MicroBatchesOf(recipe));
-  shape.backward.assign(static_cast<size_t>(shape.stages * shape.chunks), true);
-  return sharding::BuildSchedule(shape).status();
+  for (const sharding::StageChunk& part : plan.parts) shape.backward.push_back(part.backward);
+  GRAFT_RETURN_IF_ERROR(sharding::BuildSchedule(shape).status());
+  return found;
 }
 
-// Samples of `length` random tokens, all supervised but the first, a quarter of them the prompt.
-models::MicroBatch RandomMicroBatch(int64_t index, int64_t samples, int64_t length,
-                                    int64_t virtual_rows, int64_t vocab_size, uint64_t seed) {
-  models::MicroBatch batch;
-  batch.step = 1;
-  batch.index = index;
-  for (int64_t i = 0; i < samples; ++i) {
-    models::Segment segment;
-    segment.sample_id = index * samples + i;
-    segment.begin = batch.num_rows();
-    segment.length = virtual_rows + length;
-    segment.prompt_length = std::max<int64_t>(1, length / 4);
-    segment.virtual_rows = virtual_rows;
-    const uint64_t key =
-        PhiloxKey(seed, RandomPurpose::kSampling, static_cast<uint64_t>(segment.sample_id), 0, 0);
-    for (int64_t row = 0; row < segment.length; ++row) {
-      const double draw = PhiloxUniform(Philox(key, {static_cast<uint32_t>(row), 0, 0, 0})[0]);
-      const auto token = static_cast<int64_t>(draw * static_cast<double>(vocab_size));
-      batch.tokens.push_back(row < virtual_rows ? 0 : token);
-      batch.positions.push_back(row);
-      if (row <= virtual_rows) continue;
-      batch.target_rows.push_back(segment.begin + row - 1);
-      batch.target_ids.push_back(token);
-    }
-    batch.segments.push_back(segment);
+absl::StatusOr<std::vector<Case>> CheckCases(const Recipe& recipe) {
+  GRAFT_RETURN_IF_ERROR(CheckRecipe(recipe));
+  std::vector<Case> cases;
+  for (const std::string& schedule : recipe.bench.schedules) {
+    GRAFT_ASSIGN_OR_RETURN(Case one, CheckCase(recipe, schedule));
+    cases.push_back(std::move(one));
   }
-  return batch;
+  return cases;
 }
 
-struct Work {
-  int64_t length = 0, micro_batches = 0;  // of a rank
-  std::vector<models::MicroBatch> batches;
-};
-
-Work MakeWork(const Recipe& recipe, LoadedModel& model) {
-  Work work;
-  work.micro_batches = MicroBatchesOf(recipe);
-  const int64_t samples =
-      std::min(recipe.optim.micro_batch, recipe.optim.global_batch / recipe.parallel.data);
-  const int64_t virtual_rows = model.method().virtual_rows();
-  work.length = std::min(recipe.bench.length, model.config().max_positions - virtual_rows);
-  for (int64_t i = 0; i < work.micro_batches; ++i) {
-    work.batches.push_back(RandomMicroBatch(i, samples, work.length, virtual_rows,
-                                            model.config().vocab_size,
-                                            static_cast<uint64_t>(recipe.run.seed)));
+// A sample of random tokens, all supervised but the first, a quarter of them the prompt.
+void AppendSample(int64_t id, int64_t length, const LoadedModel& model, uint64_t seed,
+                  models::MicroBatch* batch) {
+  models::Segment segment;
+  segment.sample_id = id;
+  segment.begin = batch->num_rows();
+  segment.virtual_rows = model.method().virtual_rows();
+  segment.length = segment.virtual_rows + length;
+  segment.prompt_length = std::max<int64_t>(1, length / 4);
+  const uint64_t key = PhiloxKey(seed, RandomPurpose::kSampling, static_cast<uint64_t>(id), 0, 0);
+  for (int64_t row = 0; row < segment.length; ++row) {
+    const double draw = PhiloxUniform(Philox(key, {static_cast<uint32_t>(row), 0, 0, 0})[0]);
+    const auto token = static_cast<int64_t>(draw * static_cast<double>(model.config().vocab_size));
+    batch->tokens.push_back(row < segment.virtual_rows ? 0 : token);
+    batch->positions.push_back(row);
+    if (row <= segment.virtual_rows) continue;
+    batch->target_rows.push_back(segment.begin + row - 1);
+    batch->target_ids.push_back(token);
   }
-  return work;
+  batch->segments.push_back(segment);
 }
 
-// Steps under the recipe's schedule; the first one, which faults memory in, is left out.
-Json TimeSteps(const Recipe& recipe, LoadedModel& model, const Work& work) {
+// Of a rank and step; the last micro-batch may be smaller.
+std::vector<models::MicroBatch> RandomMicroBatches(const Case& one, const LoadedModel& model) {
+  const OptimSection& optim = one.recipe.optim;
+  const int64_t share = optim.global_batch / one.recipe.parallel.data;
+  std::vector<models::MicroBatch> batches(static_cast<size_t>(MicroBatchesOf(one.recipe)));
+  for (int64_t id = 0; id < share; ++id) {
+    models::MicroBatch& batch = batches[static_cast<size_t>(id / optim.micro_batch)];
+    batch.step = 1;
+    batch.index = id / optim.micro_batch;
+    AppendSample(id, one.length, model, static_cast<uint64_t>(one.recipe.run.seed), &batch);
+  }
+  return batches;
+}
+
+// The first step, which faults memory in, is left out.
+Json TimeSteps(const Case& one, LoadedModel& model) {
+  const std::vector<models::MicroBatch> batches = RandomMicroBatches(one, model);
   comm::Communicator& all = model.world().all();
   std::vector<double> seconds, idle;
-  for (int64_t step = 0; step <= recipe.bench.repeats; ++step) {
+  for (int64_t step = 0; step <= one.recipe.bench.repeats; ++step) {
     model.adapters().ZeroGradients();
     double compute = 0;
-    const double slowest = SlowestSeconds(
-        all, [&] { compute = model.executor().TrainStep(work.batches).compute_seconds; });
+    const double slowest =
+        SlowestSeconds(all, [&] { compute = model.executor().TrainStep(batches).compute_seconds; });
     const std::vector<double> of_ranks = FromAllRanks(all, compute);
     if (step == 0) continue;
     seconds.push_back(slowest);
@@ -121,43 +145,39 @@ Json TimeSteps(const Recipe& recipe, LoadedModel& model, const Work& work) {
                            (static_cast<double>(of_ranks.size()) * slowest));
   }
   const Json spread = SpreadOf(seconds);
-  int64_t tokens = 0;
-  for (const models::MicroBatch& batch : work.batches)
-    tokens += batch.num_rows() * recipe.parallel.data;
+  const auto tokens = static_cast<double>(one.recipe.optim.global_batch * one.length);
   return {{"step_seconds", spread},
-          {"tokens_per_second", static_cast<double>(tokens) / spread["median"].get<double>()},
+          {"tokens_per_second", tokens / spread["median"].get<double>()},
           {"idle_fraction", SpreadOf(idle)}};
 }
 
-absl::StatusOr<Json> MeasureSchedule(const Recipe& recipe, comm::World& world) {
-  if (world.rank() == 0) LOG(INFO) << "schedule " << recipe.parallel.schedule;
-  const WorkShape shape{.sequence_length = recipe.bench.length};
-  GRAFT_ASSIGN_OR_RETURN(const auto model,
-                         LoadedModel::Load(recipe, world, shape, LoadedModel::Purpose::kTraining));
-  const Work work = MakeWork(recipe, *model);
+absl::StatusOr<Json> MeasureCase(const Case& one, comm::World& world) {
+  if (world.rank() == 0) LOG(INFO) << "schedule " << one.recipe.parallel.schedule;
+  const WorkShape shape{.sequence_length = one.length};
+  GRAFT_ASSIGN_OR_RETURN(const auto model, LoadedModel::Load(one.recipe, world, shape,
+                                                             LoadedModel::Purpose::kTraining));
   GRAFT_ASSIGN_OR_RETURN(
-      const sharding::PlanWork plan_work,
-      PlanWorkOf(recipe, model->adapter_choice(), shape, !model->device().is_cpu()));
+      const sharding::PlanWork work,
+      PlanWorkOf(one.recipe, model->adapter_choice(), shape, !model->device().is_cpu()));
   GRAFT_ASSIGN_OR_RETURN(const sharding::PlanEstimate estimate,
-                         sharding::EstimatePlan(model->config(), model->plan(), plan_work));
-  Json row = {{"schedule", recipe.parallel.schedule},
+                         sharding::EstimatePlan(model->config(), model->plan(), work));
+  Json row = {{"schedule", one.recipe.parallel.schedule},
               {"parts_per_stage", model->plan().chunks},
-              {"micro_batches", work.micro_batches},
-              {"length", work.length},
+              {"micro_batches", MicroBatchesOf(one.recipe)},
+              {"length", one.length},
               {"plan_idle_fraction", estimate.bubble_fraction}};
-  row.update(TimeSteps(recipe, *model, work));
+  row.update(TimeSteps(one, *model));
   return row;
 }
 
 }  // namespace
 
 absl::StatusOr<Json> MeasureSchedules(const Recipe& recipe, comm::World& world) {
-  GRAFT_RETURN_IF_ERROR(CheckRecipe(recipe));
-  for (const std::string& schedule : recipe.bench.schedules)
-    GRAFT_RETURN_IF_ERROR(CheckSchedule(WithSchedule(recipe, schedule)));
+  const absl::StatusOr<std::vector<Case>> cases = CheckCases(recipe);
+  GRAFT_RETURN_IF_ERROR(comm::AgreeOnStatus(world.all(), cases.status()));
   Json rows = Json::array();
-  for (const std::string& schedule : recipe.bench.schedules) {
-    GRAFT_ASSIGN_OR_RETURN(Json row, MeasureSchedule(WithSchedule(recipe, schedule), world));
+  for (const Case& one : *cases) {
+    GRAFT_ASSIGN_OR_RETURN(Json row, MeasureCase(one, world));
     rows.push_back(std::move(row));
   }
   return Json{{"format", "graft-schedules"},
@@ -168,6 +188,7 @@ absl::StatusOr<Json> MeasureSchedules(const Recipe& recipe, comm::World& world) 
               {"model", recipe.model.path.empty() ? recipe.model.shape : recipe.model.path},
               {"dtype", recipe.model.dtype},
               {"method", recipe.adapter.method},
+              {"global_batch", recipe.optim.global_batch},
               {"micro_batch", recipe.optim.micro_batch},
               {"repeats", recipe.bench.repeats},
               {"rows", std::move(rows)}};

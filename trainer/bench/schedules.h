@@ -15,8 +15,9 @@
 namespace graft::trainer {
 
 // The results (docs/measuring.md has the fields). All ranks must call; all get the same. Kind
-// recipe without a pipeline, for another task than causal_lm, or where a schedule
-// cannot deal out the micro-batches. Throws kind peer.
+// recipe, before anything is measured, without a pipeline or a method, for another task than
+// causal_lm, or where a schedule cannot cut the layers or deal out the micro-batches. Throws kind
+// peer.
 absl::StatusOr<nlohmann::ordered_json> MeasureSchedules(const Recipe& recipe, comm::World& world);
 
 // One line for each schedule.
