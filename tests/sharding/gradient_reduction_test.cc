@@ -8,6 +8,7 @@
 
 #include "models/weights/expected_tensors.h"
 #include "sharding/buffer.h"
+#include "sharding/shared_weights.h"
 #include "tests/sharding/fake_model.h"
 #include "tests/sharding/final_gradients.h"
 #include "tests/testing/run_ranks.h"
@@ -36,23 +37,29 @@ INSTANTIATE_TEST_SUITE_P(All, FinalGradientsTest, adapters::AllFamiliesAndMethod
                          adapters::RowName);
 
 // Method `full`: weights of the backbone, tied and shared ones among them.
-class FinalWeightGradients : public FinalGradients {};
+class FinalWeightGradients : public FinalGradients {
+ protected:
+  bool has_head() const { return !models::TaskHeadOf(config_).has_dense; }
+  std::unique_ptr<adapters::Method> Full() const {
+    std::vector<adapters::ParameterSpec> parameters;
+    for (const models::PlacedTensor& tensor : models::PlacedTensors(config_, has_head()))
+      parameters.push_back({tensor.name, tensor.shape, tensor.layer});
+    auto full = adapters::MethodWith("full", {});
+    const auto opened =
+        full->Open({config_.model_type, models::ListSites(config_), kLayers, {}, parameters});
+    EXPECT_TRUE(opened.ok()) << opened;
+    return full;
+  }
+};
 
 TEST_P(FinalWeightGradients, AreWhatStartsInsideThePass) {
-  std::vector<adapters::ParameterSpec> parameters;
-  const bool has_head = !models::TaskHeadOf(config_).has_dense;
-  for (const models::PlacedTensor& tensor : models::PlacedTensors(config_, has_head))
-    parameters.push_back({tensor.name, tensor.shape, tensor.layer});
-  const auto full = adapters::MethodWith("full", {});
-  const auto opened =
-      full->Open({config_.model_type, models::ListSites(config_), kLayers, {}, parameters});
-  ASSERT_TRUE(opened.ok()) << opened;
+  const auto full = Full();
   for (const bool recompute : {false, true}) {
     SCOPED_TRACE(recompute);
     models::BackboneOptions options;
     options.train_weights = true;
     options.recompute = recompute;
-    options.language_head = has_head;
+    options.language_head = has_head();
     const auto weights = Weights();
     const auto model =
         ValueOrThrow(models::BuildBackbone(config_, {0, kLayers, true, true}, *weights, options));
@@ -74,6 +81,52 @@ INSTANTIATE_TEST_SUITE_P(
                                          adapters::Family{"t5_v1_1", "t5"}),
                        ::testing::Values(adapters::MethodRow{"none", "none", {}})),
     adapters::RowName);
+
+// Of weights that several stages compute with the owner's gradient grows after the passes: those
+// wait for all of them.
+TEST_P(FinalWeightGradients, OfSharedWeightsComeLater) {
+  const auto full = Full();
+  PlanOptions options;
+  options.stages = 2;
+  options.split = {3, 1};
+  const Plan plan = ValueOrThrow(MakePlan(config_, CountTrainables(*full, {}, kLayers), options));
+  std::set<std::string> owned;
+  RunRanks(2, [&](comm::Communicator& pipeline) {
+    models::BackboneOptions backbone;
+    backbone.train_weights = true;
+    backbone.language_head = has_head();
+    adapters::AttachOptions attach;
+    attach.num_layers = kLayers;
+    const auto weights = Weights();
+    const auto stage = ValueOrThrow(
+        Stage::Build(plan, pipeline.rank(), config_, *weights, backbone, *full, {}, attach));
+    const SharedWeights shared(pipeline, *stage);
+    if (pipeline.rank() == 1) {
+      EXPECT_TRUE(shared.owned().empty());
+      return;
+    }
+    owned = shared.owned();
+    RecordingGroup group;
+    GradientReduction reduction(stage->adapters(), kLayers, group, owned, /*piece_bytes=*/1);
+    reduction.LayersDone(0);
+    const size_t early = reduction.started();
+    EXPECT_LE(early + owned.size(), reduction.pieces());
+    for (const RecordingGroup::Started& piece : group.started) {
+      for (const adapters::NamedParameter& parameter : stage->adapters().parameters()) {
+        const bool is_it = piece.piece.data_ptr() == parameter.value.grad().data_ptr();
+        EXPECT_FALSE(is_it && owned.contains(parameter.name)) << parameter.name;
+      }
+    }
+  });
+  std::set<std::string> expected;
+  if (config_.tie_word_embeddings && has_head())
+    expected.insert(config_.has_encoder()          ? "shared.weight"
+                    : config_.model_type == "gpt2" ? "transformer.wte.weight"
+                                                   : "model.embed_tokens.weight");
+  if (config_.has_encoder())
+    expected.insert("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+  EXPECT_EQ(owned, expected);
+}
 
 // A method on layers 0 to 3 and in front of them, without a backbone: 12 numbers each.
 std::unique_ptr<adapters::AdapterSet> NewSet() {
