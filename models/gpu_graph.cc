@@ -94,6 +94,7 @@ absl::StatusOr<std::unique_ptr<GpuGraph>> GpuGraph::Record(torch::Device gpu,
   } catch (const std::exception& exception) {
     return BugError(exception.what());
   }
+  const int64_t given_back = BytesGivenBack(gpu);  // what is given back while it records counts
   GRAFT_ASSIGN_OR_RETURN(void* const graph, RecordOnce(*driver, stream.native_handle(), body));
   void* executable = nullptr;
   const int code = driver->instantiate(&executable, graph, /*flags=*/0);
@@ -102,7 +103,7 @@ absl::StatusOr<std::unique_ptr<GpuGraph>> GpuGraph::Record(torch::Device gpu,
     ForgetLastError();
     return BugError(absl::StrCat("cuGraphInstantiate failed with CUDA error ", code));
   }
-  return std::unique_ptr<GpuGraph>(new GpuGraph(gpu, executable, BytesGivenBack(gpu)));
+  return std::unique_ptr<GpuGraph>(new GpuGraph(gpu, executable, given_back));
 }
 
 GpuGraph::~GpuGraph() { GpuDriver::Get()->destroy_executable(executable_); }

@@ -48,7 +48,7 @@ class GpuGraph {
       : gpu_(gpu), executable_(executable), given_back_(given_back) {}
   torch::Device gpu_;
   void* executable_;    // a CUgraphExec
-  int64_t given_back_;  // bytes, when it was recorded
+  int64_t given_back_;  // bytes, before it was recorded
 };
 
 }  // namespace graft::models

@@ -196,11 +196,9 @@ class Executor::Run {
   // Both passes in one; false: they are to be launched.
   bool RunRecorded(const Op& op) {
     const Clock::time_point begin = Clock::now();
-    const int64_t replays = graphs_->replays();
     const torch::Tensor loss = graphs_->Run(Batch(op));
     if (!loss.defined()) return false;
     losses_[static_cast<size_t>(op.micro_batch)] = loss;
-    result_.replayed += graphs_->replays() - replays;
     Record(op, begin);
     return true;
   }

@@ -58,7 +58,6 @@ struct StepResult {
   double blocked_seconds = 0;  // waiting for neighbours
   double step_seconds = 0;
   std::vector<OpRecord> timeline;  // without the waiting in front of each operation
-  int64_t replayed = 0;            // micro-batches that were replayed (parallel.cuda_graphs)
 };
 
 class Executor {
@@ -86,6 +85,9 @@ class Executor {
   using PrepareContext = std::function<void(models::SiteContext& context)>;
   StepResult Differentiate(const std::vector<models::MicroBatch>& micro_batches,
                            const PrepareContext& prepare);
+
+  // What has become of the micro-batches of training steps; null without a pass_recorder.
+  const MicroBatchGraphs* graphs() const { return graphs_.get(); }
 
  private:
   class Run;

@@ -6,6 +6,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/hash.h"
 #include "base/logging.h"
 #include "base/status.h"
 #include "models/device.h"
@@ -16,8 +19,7 @@
 namespace graft::sharding {
 namespace {
 
-constexpr size_t kMaxSeen = 1024;  // layouts that are remembered without a recording
-constexpr int kMaxTimesLost = 8;   // memory is short then, and recording costs more than it saves
+constexpr int kMaxTimesLost = 8;  // memory is short then, and recording costs more than it saves
 
 class GpuPass : public RecordedPass {
  public:
@@ -114,15 +116,13 @@ MicroBatchGraphs::MicroBatchGraphs(Stage& stage, PassRecorder recorder)
 MicroBatchGraphs::~MicroBatchGraphs() = default;
 
 torch::Tensor MicroBatchGraphs::Run(const models::MicroBatch& batch) {
+  ++micro_batches_;
   if (recorder_ == nullptr || batch.num_rows() == 0 || batch.source != nullptr) return {};
   const Layout layout = LayoutOf(batch);
   auto found = recordings_.find(layout);
   if (found != recordings_.end() && !found->second->pass->IsValid()) {
-    if (++times_lost_ == kMaxTimesLost) {
-      GiveUp("LibTorch gave their memory back again and again");
-      return {};
-    }
-    Forget();
+    Lose();
+    if (recorder_ == nullptr) return {};
     found = recordings_.end();
   }
   if (found != recordings_.end()) return Replay(batch, *found->second);
@@ -144,9 +144,10 @@ MicroBatchGraphs::Layout MicroBatchGraphs::LayoutOf(const models::MicroBatch& ba
 }
 
 bool MicroBatchGraphs::HasBeenSeen(const Layout& layout) {
-  if (seen_.contains(layout)) return true;
+  const uint64_t hash = Hash64(layout.data(), layout.size() * sizeof(layout[0]));
+  if (seen_.contains(hash)) return true;
   if (seen_.size() == kMaxSeen) seen_.clear();
-  seen_.insert(layout);
+  seen_.insert(hash);
   return false;
 }
 
@@ -160,9 +161,11 @@ torch::Tensor MicroBatchGraphs::Replay(const models::MicroBatch& batch, Recordin
 torch::Tensor MicroBatchGraphs::Record(const Layout& layout, const models::MicroBatch& batch) {
   models::Backbone& backbone = stage_.backbone(0);
   const torch::Tensor& gradients = stage_.adapters().gradients();
-  const torch::Tensor before = gradients.clone();
+  const torch::Tensor before = gradients.clone(), launched = at::empty_like(gradients);
   auto recording = std::make_unique<Recording>(batch, backbone.device());
   recording->Fill(batch);
+  // Allocated here: for an allocation LibTorch may give back the memory of what was recorded.
+  const torch::Tensor loss = at::empty_like(recording->loss);
   auto pass = recorder_([&backbone, r = recording.get()] { r->RunBothPasses(backbone); });
   if (!pass.ok()) {
     models::WaitForDevice(backbone.device());  // a run that broke off may still add gradients
@@ -171,7 +174,13 @@ torch::Tensor MicroBatchGraphs::Record(const Layout& layout, const models::Micro
     return {};
   }
   // The run in front of the recorded one counts, or its replay: both give the same.
-  const torch::Tensor loss = recording->loss.clone(), launched = gradients.clone();
+  ++records_;
+  loss.copy_(recording->loss);
+  if (!(*pass)->IsValid()) {
+    Lose();
+    return loss;
+  }
+  launched.copy_(gradients);
   gradients.copy_(before);
   (*pass)->Launch();
   if (!SameBits(recording->loss, loss) || !SameBits(gradients, launched)) {
@@ -186,9 +195,39 @@ torch::Tensor MicroBatchGraphs::Record(const Layout& layout, const models::Micro
   return loss;
 }
 
+std::string MicroBatchGraphs::Summary() const {
+  if (replays_ > 0) {
+    return absl::StrCat("CUDA graphs: ", replays_, " of ", micro_batches_,
+                        " micro-batches were replayed, ", records_, " recorded");
+  }
+  absl::string_view reason = "no layout that was recorded came once more";
+  if (recorder_ == nullptr) {
+    reason = "a warning above says why";
+  } else if (records_ == 0) {
+    reason = "no layout (lengths, positions, supervised rows) came a second time";
+  } else if (times_lost_ > 0) {
+    reason = "LibTorch gave the memory of what was recorded back";
+  }
+  return absl::StrCat("CUDA graphs: none of ", micro_batches_,
+                      " micro-batches was replayed: ", reason);
+}
+
+void MicroBatchGraphs::Lose() {
+  if (++times_lost_ == kMaxTimesLost) {
+    GiveUp("LibTorch gave their memory back again and again");
+  } else {
+    Forget();
+  }
+}
+
 void MicroBatchGraphs::GiveUp(absl::string_view reason) {
   // LibTorch's messages go on with the stack.
-  LOG(WARNING) << "training without CUDA graphs: " << reason.substr(0, reason.find('\n'));
+  const absl::string_view line = reason.substr(0, reason.find('\n'));
+  LOG(WARNING) << "training without CUDA graphs: " << line
+               << (absl::StrContains(line, "out of memory")
+                       ? "; what is recorded needs a micro-batch's memory a second time, which "
+                         "`graft plan` has in its line \"recordings\""
+                       : "");
   recorder_ = nullptr;
   Forget();
 }

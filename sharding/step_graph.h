@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include <torch/types.h>
@@ -50,25 +51,31 @@ class MicroBatchGraphs {
   torch::Tensor Run(const models::MicroBatch& batch);
 
   int64_t replays() const { return replays_; }
+  // For the user, at the end: how many micro-batches were replayed, or why none were.
+  std::string Summary() const;
 
   static constexpr size_t kMaxRecordings = 16;  // each holds some MB on a GPU
+  static constexpr size_t kMaxSeen = 1024;      // layouts that are remembered without one
 
  private:
   using Layout = std::vector<int64_t>;
   struct Recording;
   static Layout LayoutOf(const models::MicroBatch& batch);
-  // True from the second time on.
+  // True from the second time on, until it is forgotten; rarely for another one's hash, which
+  // records it early.
   bool HasBeenSeen(const Layout& layout);
   torch::Tensor Record(const Layout& layout, const models::MicroBatch& batch);
   torch::Tensor Replay(const models::MicroBatch& batch, Recording& recording);
+  // Memory went back to the driver, and all recordings with it.
+  void Lose();
   void GiveUp(absl::string_view reason);
   void Forget();  // all recordings
 
   Stage& stage_;
-  PassRecorder recorder_;  // null: given up
-  std::set<Layout> seen_;
+  PassRecorder recorder_;    // null: given up
+  std::set<uint64_t> seen_;  // hashes: a layout has two numbers for each row
   std::map<Layout, std::unique_ptr<Recording>> recordings_;
-  int64_t replays_ = 0;
+  int64_t micro_batches_ = 0, records_ = 0, replays_ = 0;
   int times_lost_ = 0;  // recordings, to an allocation that found no memory
 };
 

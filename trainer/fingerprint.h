@@ -20,8 +20,7 @@ class RecordingWeights : public models::WeightSource {
  public:
   // `prefix` stands before the names in the record. `hash_moves`: host memory that moves to a
   // device is hashed for who compares what has arrived there, a reading of all weights.
-  explicit RecordingWeights(models::WeightSource& source, std::string prefix = "",
-                            bool hash_moves = true)
+  RecordingWeights(models::WeightSource& source, std::string prefix, bool hash_moves)
       : source_(source), prefix_(std::move(prefix)), hash_moves_(hash_moves) {}
   bool Has(const std::string& name) const override { return source_.Has(name); }
   absl::StatusOr<torch::Tensor> Load(const std::string& name, const std::vector<int64_t>& shape,

@@ -3,17 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/median.h"
+
 namespace graft::trainer {
 namespace {
 
 constexpr int64_t kLearnLosses = 20;
 constexpr double kDecay = 0.98;  // of the running mean and variance
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 }  // namespace
 

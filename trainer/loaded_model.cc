@@ -320,7 +320,7 @@ absl::Status LoadedModel::LoadStage(const Recipe& recipe, Purpose purpose) {
   attach.model_dtype = dtype_;
   attach.device = device_;
   attach.compute_dtype = recipe.adapter.compute_dtype == "float32" ? torch::kFloat32 : dtype_;
-  GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder, LoadEncoder(recipe));
+  GRAFT_ASSIGN_OR_RETURN(attach.prompt_encoder, LoadEncoder(recipe, purpose));
   if (is_last_stage()) {
     GRAFT_ASSIGN_OR_RETURN(attach.stored_head, LoadStoredHead(recipe, recorded));
   }
@@ -358,13 +358,14 @@ void LoadedModel::ReportQuantization(const Recipe& recipe) {
 }
 
 absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadedModel::LoadEncoder(
-    const Recipe& recipe) {
+    const Recipe& recipe, Purpose purpose) {
   const adapters::PromptEncoderChoice* choice = method().prompt_encoder();
   if (choice == nullptr || stage_index() != plan_.parts.front().stage) return nullptr;
   GRAFT_ASSIGN_OR_RETURN(
       const std::unique_ptr<models::WeightSource> weights,
       models::OpenFolderWeights(choice->path, {.follow_links = recipe.model.follow_links}));
-  RecordingWeights recorded(*weights, "encoder: ");
+  RecordingWeights recorded(*weights, "encoder: ",
+                            /*hash_moves=*/purpose == Purpose::kTraining);
   GRAFT_ASSIGN_OR_RETURN(std::shared_ptr<adapters::PromptEncoder> encoder,
                          sharding::LoadModelEncoder(*choice, recorded, dtype_, device_));
   if (!choice->train) {

@@ -30,7 +30,7 @@ namespace graft::trainer {
 struct WorkShape {
   int64_t sequence_length = 0;
   double head_share = 1.0;
-  int64_t outputs = 0;  // of the task head: classes, 1 for regression; 0 = no head
+  int64_t outputs = 0;         // of the task head: classes, 1 for regression; 0 = no head
   int64_t encoder_length = 0;  // longest prompt in the vocabulary of a separate prompt encoder
 };
 
@@ -76,10 +76,13 @@ class LoadedModel {
   // In named steps, each of which ends with an agreement of all ranks: config, adapter, plan,
   // weights, init_from. All ranks must call; all get the same status. `world` must outlive the
   // model.
-  enum class Purpose { kInference, kTraining };  // kTraining: weights are made ready for both passes
-  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(
-      const Recipe& recipe, comm::World& world, const WorkShape& work,
-      Purpose purpose = Purpose::kInference);
+  enum class Purpose {
+    kInference,
+    kTraining
+  };  // kTraining: weights are made ready for both passes
+  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(const Recipe& recipe, comm::World& world,
+                                                           const WorkShape& work,
+                                                           Purpose purpose = Purpose::kInference);
 
   comm::World& world() { return world_; }
   comm::Groups& groups() { return groups_; }
@@ -146,7 +149,8 @@ class LoadedModel {
   // Collective over the pipeline; rank 0 logs.
   void ReportQuantization(const Recipe& recipe);
   // Null on other stages than the first, and without one.
-  absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadEncoder(const Recipe& recipe);
+  absl::StatusOr<std::shared_ptr<adapters::PromptEncoder>> LoadEncoder(const Recipe& recipe,
+                                                                       Purpose purpose);
   absl::StatusOr<sharding::NamedTensors> LoadStoredHead(const Recipe& recipe,
                                                         models::WeightSource& weights) const;
   absl::Status InitFrom(const std::string& folder);

@@ -184,6 +184,9 @@ absl::Status Trainer::Run() {
     return status;
   }
   if (progress_ != nullptr) progress_->Finish();
+  if (const sharding::MicroBatchGraphs* graphs = model_->executor().graphs();
+      graphs != nullptr && IsRankZero())
+    LOG(INFO) << graphs->Summary();
   if (state_.ended_early || state_.step >= total_steps()) return Finish();
   BeginPhase(comm::Phase::kSave, state_.step);
   GRAFT_RETURN_IF_ERROR(Save(SaveReason::kMust));

@@ -86,7 +86,7 @@ TEST(GpuFrozenWatch, EveryFrozenByteIsWatched) {
 TEST(GpuFrozenWatch, SyntheticWeightsMadeOnTheGpuAreWatched) {
   const models::ModelConfig config = models::TinyConfig("llama", 2, 32);
   const auto weights = models::SyntheticWeights(config, 3, kGpu);
-  RecordingWeights recorded(*weights);
+  RecordingWeights recorded(*weights, /*prefix=*/"", /*hash_moves=*/true);
   models::BackboneOptions options;
   options.device = kGpu;
   options.dtype = torch::kBFloat16;

@@ -115,6 +115,7 @@ class GraphedModel {
 
   const torch::Tensor& gradients() const { return gradients_; }  // of the last step, on the host
   sharding::Stage& stage() { return *stage_; }
+  const sharding::MicroBatchGraphs* graphs() const { return executor_->graphs(); }
 
  private:
   static constexpr int kLayers = 3;

@@ -3,8 +3,11 @@
 // fixed places, as a GPU's does.
 #include "sharding/step_graph.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
+#include <string>
 #include <tuple>
 
 #include "models/device.h"
@@ -19,12 +22,16 @@ using ::graft::testing::GraphCases;
 using ::graft::testing::GraphedModel;
 using ::graft::testing::GraphSteps;
 using ::graft::testing::kGraphReplays;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 // What records, and what goes wrong with it.
 struct HostRecorder {
-  bool fails = false;                       // behind the first run, as a capture does
+  std::optional<std::string> fails;         // behind the first run, as a capture does
   std::function<void()> after_each_launch;  // spoils a replay
   int memory = 0;                           // a recording of another one is not valid
+  int lose = 0;                             // so many have lost their memory once they are made
   int records = 0, launches = 0;
 
   class Pass : public RecordedPass {
@@ -54,18 +61,20 @@ struct HostRecorder {
           } catch (const std::exception& error) {
             return BugError(error.what());
           }
-          if (fails) return BugError("this pass cannot be recorded");
-          return std::make_unique<Pass>(*this, body);
+          if (fails) return BugError(*fails);
+          auto pass = std::make_unique<Pass>(*this, body);
+          if (lose > 0) --lose, ++memory;
+          return pass;
         };
   }
 };
 
-// Both runs, step by step; `between` is called before each step of the recorded one.
-int64_t ExpectSameSteps(const GraphCase& which, HostRecorder& recorder,
-                        const std::function<void(GraphedModel&)>& between = nullptr) {
+// Both runs, step by step; `between` is called before each step of the recorded one. Returns its
+// summary.
+std::string ExpectSameSteps(const GraphCase& which, HostRecorder& recorder,
+                            const std::function<void(GraphedModel&)>& between = nullptr) {
   GraphedModel plain(which, torch::kCPU, torch::kFloat32, nullptr);
   GraphedModel graphed(which, torch::kCPU, torch::kFloat32, recorder.Get());
-  int64_t replayed = 0;
   for (const auto& batches : GraphSteps(plain)) {
     if (between) between(graphed);
     const StepResult want = plain.Step(batches), got = graphed.Step(batches);
@@ -73,10 +82,9 @@ int64_t ExpectSameSteps(const GraphCase& which, HostRecorder& recorder,
     EXPECT_EQ(got.timeline.size(), want.timeline.size());
     EXPECT_GT(plain.gradients().abs().max().item<float>(), 0.0f);
     EXPECT_TRUE(at::equal(graphed.gradients(), plain.gradients()));
-    EXPECT_EQ(want.replayed, 0);
-    replayed += got.replayed;
   }
-  return replayed;
+  EXPECT_EQ(plain.graphs(), nullptr);
+  return graphed.graphs()->Summary();
 }
 
 class StepGraphTest : public ::testing::TestWithParam<std::tuple<GraphCase, bool>> {};
@@ -85,7 +93,8 @@ TEST_P(StepGraphTest, ReplaysGiveTheNumbersOfLaunches) {
   std::optional<models::DeviceKernelsOnHost> device_way;
   if (std::get<1>(GetParam())) device_way.emplace();
   HostRecorder recorder;
-  EXPECT_EQ(ExpectSameSteps(std::get<0>(GetParam()), recorder), kGraphReplays);
+  EXPECT_EQ(ExpectSameSteps(std::get<0>(GetParam()), recorder),
+            "CUDA graphs: 9 of 16 micro-batches were replayed, 3 recorded");
   EXPECT_EQ(recorder.records, 3);
   EXPECT_EQ(recorder.launches, kGraphReplays + 3);
 }
@@ -99,12 +108,30 @@ INSTANTIATE_TEST_SUITE_P(All, StepGraphTest,
 
 GraphCase Lora() { return GraphCases()[0]; }
 
+constexpr char kGivenUp[] =
+    "CUDA graphs: none of 16 micro-batches was replayed: a warning above says why";
+
 TEST(StepGraph, AFailedRecordingLeavesNothingBehind) {
   HostRecorder recorder;
-  recorder.fails = true;
-  EXPECT_EQ(ExpectSameSteps(Lora(), recorder), 0);
+  recorder.fails = "this pass cannot be recorded\nstack";
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(ExpectSameSteps(Lora(), recorder), kGivenUp);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+              HasSubstr("training without CUDA graphs: this pass cannot be recorded\n"));
   EXPECT_EQ(recorder.records, 1);  // it is not tried again
   EXPECT_EQ(recorder.launches, 0);
+}
+
+TEST(StepGraph, AWarningForLackOfMemorySaysWhoPlansIt) {
+  HostRecorder recorder;
+  recorder.fails = "CUDA out of memory. Tried to allocate 2.00 GiB.\nstack";
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(ExpectSameSteps(Lora(), recorder), kGivenUp);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("Tried to allocate 2.00 GiB.; what is recorded needs a micro-batch's "
+                              "memory a second time, which `graft plan` has in its line "
+                              "\"recordings\"\n"),
+                    Not(HasSubstr("stack"))));
 }
 
 TEST(StepGraph, AReplayWithOtherNumbersIsTheLast) {
@@ -115,7 +142,7 @@ TEST(StepGraph, AReplayWithOtherNumbersIsTheLast) {
                                 model.stage().adapters().gradients().add_(1e-3);
                               };
                             }),
-            0);
+            kGivenUp);
   EXPECT_EQ(recorder.records, 1);
   EXPECT_EQ(recorder.launches, 1);
 }
@@ -123,10 +150,24 @@ TEST(StepGraph, AReplayWithOtherNumbersIsTheLast) {
 // A GPU's memory goes back to the driver between two steps.
 TEST(StepGraph, RecordingsWhoseMemoryIsGoneAreMadeAgain) {
   HostRecorder recorder;
-  const int64_t replayed =
+  const std::string summary =
       ExpectSameSteps(Lora(), recorder, [&recorder](GraphedModel&) { ++recorder.memory; });
-  EXPECT_EQ(replayed, 2);  // within a step only
+  EXPECT_THAT(summary, HasSubstr(": 2 of 16 micro-batches"));  // within a step only
   EXPECT_GT(recorder.records, 3);
+}
+
+// It goes back before the recording was ever launched, which would write to it.
+TEST(StepGraph, ARecordingThatHasLostItsMemoryIsNotLaunched) {
+  HostRecorder recorder;
+  recorder.lose = 1;
+  EXPECT_EQ(ExpectSameSteps(Lora(), recorder),
+            "CUDA graphs: 8 of 16 micro-batches were replayed, 4 recorded");
+  EXPECT_EQ(recorder.launches, 8 + 3);
+  recorder = {};
+  recorder.lose = 1000;
+  EXPECT_EQ(ExpectSameSteps(Lora(), recorder), kGivenUp);
+  EXPECT_EQ(recorder.records, 8);
+  EXPECT_EQ(recorder.launches, 0);
 }
 
 TEST(StepGraph, MemoryThatIsLostTimeAndAgainEndsIt) {
@@ -155,6 +196,46 @@ TEST(StepGraph, ManyLayoutsAreLaunched) {
   EXPECT_EQ(recorder.records, static_cast<int>(MicroBatchGraphs::kMaxRecordings));
 }
 
+TEST(StepGraph, TheSummarySaysWhyNothingWasReplayed) {
+  HostRecorder recorder;
+  GraphedModel model(Lora(), torch::kCPU, torch::kFloat32, recorder.Get());
+  const auto summary_after = [&](int64_t length) {
+    model.Step({model.Batch({length}, length)});
+    return model.graphs()->Summary();
+  };
+  summary_after(5);
+  EXPECT_EQ(summary_after(6),
+            "CUDA graphs: none of 2 micro-batches was replayed: no layout (lengths, positions, "
+            "supervised rows) came a second time");
+  EXPECT_EQ(summary_after(5),
+            "CUDA graphs: none of 3 micro-batches was replayed: no layout that was recorded came "
+            "once more");
+  ++recorder.memory;
+  EXPECT_EQ(summary_after(5),
+            "CUDA graphs: none of 4 micro-batches was replayed: LibTorch gave the memory of what "
+            "was recorded back");
+}
+
+TEST(StepGraph, LayoutsThatAreTooManyAreForgotten) {
+  HostRecorder recorder;
+  GraphedModel model(Lora(), torch::kCPU, torch::kFloat32, nullptr);
+  MicroBatchGraphs graphs(model.stage(), recorder.Get());
+  models::MicroBatch batch = model.Batch({4}, 0);
+  const auto records = [&](size_t layout) {
+    batch.segments[0].prompt_length = static_cast<int64_t>(layout);
+    const int before = recorder.records;
+    graphs.Run(batch);
+    return recorder.records > before;
+  };
+  for (size_t i = 0; i < MicroBatchGraphs::kMaxSeen; ++i) EXPECT_FALSE(records(i)) << i;
+  EXPECT_TRUE(records(0));
+  EXPECT_TRUE(records(MicroBatchGraphs::kMaxSeen - 1));
+  EXPECT_FALSE(records(MicroBatchGraphs::kMaxSeen));  // one more, for which the others go
+  EXPECT_FALSE(records(1));
+  EXPECT_TRUE(records(1));
+  EXPECT_TRUE(records(MicroBatchGraphs::kMaxSeen));
+}
+
 TEST(StepGraph, EvaluationAndScoringAreLaunched) {
   HostRecorder recorder;
   const testing::FakeMethod method({0, 1});
@@ -172,7 +253,7 @@ TEST(StepGraph, EvaluationAndScoringAreLaunched) {
   const std::vector<double> launched = executor.Evaluate(batches).losses;
   const StepResult result = executor.TrainStep(batches);
   EXPECT_EQ(recorder.records, 1);
-  EXPECT_EQ(result.replayed, 0);
+  EXPECT_EQ(executor.graphs()->replays(), 0);
   EXPECT_EQ(result.losses, launched);
 }
 

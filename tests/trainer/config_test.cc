@@ -15,7 +15,7 @@ using graft::testing::FailsWith;
 using graft::testing::IsOk;
 using graft::testing::TempFolder;
 
-// Two methods: one with keys of its own, one that shares only `sites`.
+// Methods: one with keys of its own, one that shares only `sites`, one with a map.
 struct FakeLora {
   std::vector<std::string> sites = {"attn.q", "attn.v"};
   int64_t rank = 8;
@@ -34,6 +34,15 @@ struct FakeRed {
   void Visit(FieldVisitor& v) {
     v.TextList({"sites", "roles"}, &sites);
     v.Text({"what", "which halves"}, &what, {"scale_and_bias", "scale", "bias"});
+  }
+};
+
+struct FakeIdpg {
+  std::string encoder = "embedding_mean";
+  void Visit(FieldVisitor& v) {
+    v.Begin({"encoder", "what reads the prompt"});
+    v.Text({"type", "of it"}, &encoder, {"embedding_mean", "model"});
+    v.End();
   }
 };
 
@@ -279,6 +288,26 @@ TEST(Recipe, CudaGraphsRefuseWhatTheyCannotRecord) {
         FailsWith(ErrorKind::kRecipe, "r.yaml: parallel.cuda_graphs: found true with " + key + " " +
                                           value + "; allowed: false, or " + key));
   }
+}
+
+TEST(Recipe, CudaGraphsRefuseMethodsThatTheyCannotRecord) {
+  const MethodKeys methods = {{"full", "idpg"}, [](const std::string& name) {
+                                return name == "idpg" ? Fresh<FakeIdpg>()
+                                                      : VisitFunction([](FieldVisitor&) {});
+                              }};
+  const auto parse = [&methods](const std::string& adapter) {
+    return ParseRecipe("adapter: {" + adapter + "}", "r.yaml", {"parallel.cuda_graphs=true"},
+                       methods);
+  };
+  EXPECT_THAT(parse("method: full"),
+              FailsWith(ErrorKind::kRecipe,
+                        "r.yaml: parallel.cuda_graphs: found true with adapter.method full; "
+                        "allowed: false, or adapter.method that is not full"));
+  ASSERT_THAT(parse("method: idpg, encoder: {type: embedding_mean}"), IsOk());
+  EXPECT_THAT(parse("method: idpg, encoder: {type: model}"),
+              FailsWith(ErrorKind::kRecipe,
+                        "r.yaml: parallel.cuda_graphs: found true with adapter.encoder.type model; "
+                        "allowed: false, or adapter.encoder.type embedding_mean"));
 }
 
 TEST(Recipe, RefusesWhatIsNotAMapOfSections) {

@@ -28,7 +28,7 @@ inline NotedModel LoadNoted(const std::string& model_type, models::Quantization 
   models::ModelConfig config = models::TinyConfig(model_type, /*layers=*/2, /*hidden=*/32);
   config.tie_word_embeddings = config.scale_decoder_outputs = model_type == "t5";
   const auto weights = models::SyntheticWeights(config, /*seed=*/3);
-  RecordingWeights recorded(*weights);
+  RecordingWeights recorded(*weights, /*prefix=*/"", /*hash_moves=*/true);
   models::BackboneOptions options;
   options.device = device;
   options.dtype = dtype;

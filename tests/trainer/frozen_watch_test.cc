@@ -180,7 +180,7 @@ TEST(FrozenWatchTest, ATensorMustArriveAsItWasSent) {
       return BugError("there are none");
     }
   } none;
-  RecordingWeights recorded(none, "encoder: ");
+  RecordingWeights recorded(none, "encoder: ", /*hash_moves=*/true);
   recorded.NoteMove("same", odd, odd);
   const torch::Tensor narrow = odd.to(at::kBFloat16), rows = sent.view({10, 10}), turned = rows.t();
   recorded.NoteMove("other type", odd, narrow);
@@ -191,6 +191,10 @@ TEST(FrozenWatchTest, ATensorMustArriveAsItWasSent) {
               FailsWith(ErrorKind::kBug,
                         "frozen weight `encoder: a.weight` has not arrived in GPU memory as it was "
                         "sent"));
+  RecordingWeights unread(none, "encoder: ", /*hash_moves=*/false);  // as where nobody compares
+  unread.NoteMove("a.weight", sent, here);
+  EXPECT_EQ(unread.derived().copies.size(), 1u);
+  EXPECT_THAT(FrozenWatch({}, unread.derived()).arrival(), IsOk());
 }
 
 // Without a GPU: a device that has no memory takes weights as one would.

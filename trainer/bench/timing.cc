@@ -2,13 +2,14 @@
 
 #include <algorithm>
 
+#include "base/median.h"
 #include "trainer/stopwatch.h"
 
 namespace graft::trainer {
 
-nlohmann::ordered_json SpreadOf(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return {{"median", values[values.size() / 2]}, {"min", values.front()}, {"max", values.back()}};
+nlohmann::ordered_json SpreadOf(const std::vector<double>& values) {
+  const auto [least, most] = std::minmax_element(values.begin(), values.end());
+  return {{"median", Median(values)}, {"min", *least}, {"max", *most}};
 }
 
 std::vector<double> FromAllRanks(comm::Communicator& all, double mine) {

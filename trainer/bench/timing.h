@@ -11,7 +11,7 @@
 namespace graft::trainer {
 
 // {"median", "min", "max"} of at least one number.
-nlohmann::ordered_json SpreadOf(std::vector<double> values);
+nlohmann::ordered_json SpreadOf(const std::vector<double>& values);
 
 // A number of each rank, by rank.
 std::vector<double> FromAllRanks(comm::Communicator& all, double mine);

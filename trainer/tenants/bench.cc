@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/logging.h"
+#include "base/median.h"
 #include "base/philox.h"
 #include "base/status.h"
 #include "base/version.h"
@@ -33,8 +34,6 @@ double Quantile(std::vector<double> values, double q) {
   const auto last = static_cast<double>(values.size() - 1);
   return values[static_cast<size_t>(q * last + 0.5)];
 }
-
-double Median(const std::vector<double>& values) { return Quantile(values, 0.5); }
 
 // One run of a variant in a cell.
 struct RunResult {

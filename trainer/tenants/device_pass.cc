@@ -70,6 +70,7 @@ absl::Status DevicePass::Record(const std::function<Outputs()>& forward, Recorde
                            recorded->outputs = forward();
                            if (!launched.defined()) launched = recorded->outputs.tokens;
                          }));
+  if (!recorded->graph->IsValid()) return BugError("LibTorch gave memory back while it recorded");
   recorded->graph->Launch();
   if (HostTokens(recorded->outputs.tokens) == HostTokens(launched)) return absl::OkStatus();
   return BugError("a replay gave other tokens than the launches that were recorded");
