@@ -53,7 +53,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
 # shellcheck disable=SC2086
 {
   if part tests; then
-    limited gpu_test 60 $run gpu_test --gtest_brief=1
+    limited gpu_test 120 $run gpu_test --gtest_brief=1
     limited comm_nccl_test 60 $mpi $run comm_nccl_test --gtest_brief=1
   fi
   if part kernels; then
