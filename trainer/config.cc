@@ -180,6 +180,8 @@ absl::Status ValidateGraphs(const Recipe& recipe) {
   if (parallel.schedule != "1f1b") return refuse("parallel.schedule", parallel.schedule, "1f1b");
   if (parallel.shard_weights) return refuse("parallel.shard_weights", "true", "false");
   if (parallel.reserve_memory) return refuse("parallel.reserve_memory", "true", "false");
+  // A replay is compared with what was recorded, bit by bit.
+  if (!parallel.deterministic) return refuse("parallel.deterministic", "false", "true");
   if (recipe.model.recompute != "none")
     return refuse("model.recompute", recipe.model.recompute, "none");
   if (recipe.task.type == "seq2seq")

@@ -77,6 +77,7 @@ struct ParallelSection {
   int64_t threads = 0;
   bool reserve_memory = false;
   bool cuda_graphs = false;
+  bool deterministic = true;
   void Visit(FieldVisitor& visitor);
 
   int64_t world() const { return data * pipeline; }

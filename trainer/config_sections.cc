@@ -91,6 +91,10 @@ void ParallelSection::Visit(FieldVisitor& v) {
           "on a GPU: record a micro-batch's forward and backward pass once for each layout that "
           "comes again, as rows of one length do, and replay it"},
          &cuda_graphs);
+  v.Bool({"deterministic",
+          "on a GPU: kernels that give the same bits every time; false = a few percent faster, as "
+          "huggingface/peft runs by default"},
+         &deterministic);
 }
 
 void OptimSection::Visit(FieldVisitor& v) {

@@ -162,6 +162,10 @@ absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Comm
   return device;
 }
 
+void AllowUnrepeatableKernels() {
+  at::globalContext().setDeterministicAlgorithms(false, /*warn_only=*/false);
+}
+
 DeviceMemory DeviceMemoryOf(torch::Device device) {
   c10::DeviceAllocator* const allocator = at::getDeviceAllocator(device.type());
   const auto stats = allocator->getDeviceStats(device.index());

@@ -30,6 +30,10 @@ std::vector<int> AssignGpus(const std::vector<VisibleGpusOfRank>& ranks);
 // `all` must call; all get the same status.
 absl::StatusOr<torch::Device> ChooseDevice(const std::string& wanted, comm::Communicator& all);
 
+// ChooseDevice asks LibTorch for kernels that give the same bits every time; this takes it back,
+// for speed (parallel.deterministic: false).
+void AllowUnrepeatableKernels();
+
 // Bytes that LibTorch had in use on a GPU at most so far.
 int64_t PeakDeviceBytes(torch::Device device);
 // Bytes of tensors there at most since the last reset.

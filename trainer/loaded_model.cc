@@ -242,6 +242,7 @@ absl::StatusOr<torch::Device> ChooseHardware(const Recipe& recipe, comm::World& 
         "parallel.backend: found nccl, which moves GPU memory, but parallel.device ",
         recipe.parallel.device == "auto" ? "(auto) " : "", "is cpu; allowed: auto, mpi"));
   }
+  if (!recipe.parallel.deterministic) AllowUnrepeatableKernels();
   const bool built_in = absl::StartsWith(comm::NcclVersion(), "NCCL");
   if (backend == "nccl" || (backend == "auto" && built_in))
     GRAFT_RETURN_IF_ERROR(world.AddDeviceGroups(groups, device.index()));

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "models/device.h"
@@ -14,6 +15,26 @@ namespace graft::models::device {
 namespace {
 
 constexpr int64_t kMaxFlashWidth = 256;  // of a head
+
+// LibTorch's attention adds in a fixed order in the backward pass only where repeatable kernels are
+// demanded, not where they are preferred (trainer/device.cc), and demanding them for good would
+// refuse operators that have none.
+class DemandRepeatable {
+ public:
+  DemandRepeatable() : preferred_(at::globalContext().deterministicAlgorithmsWarnOnly()) {
+    Set(/*warn_only=*/false);
+  }
+  ~DemandRepeatable() { Set(preferred_); }
+  DemandRepeatable(const DemandRepeatable&) = delete;
+  DemandRepeatable& operator=(const DemandRepeatable&) = delete;
+
+ private:
+  static void Set(bool warn_only) {
+    at::Context& context = at::globalContext();
+    if (context.deterministicAlgorithms()) context.setDeterministicAlgorithms(true, warn_only);
+  }
+  const bool preferred_;
+};
 
 double ScaleOf(const AttentionShape& shape) {
   return shape.scale > 0 ? static_cast<double>(shape.scale)
@@ -92,6 +113,7 @@ std::array<torch::Tensor, 3> FlashBackward(const torch::Tensor& dout, const torc
     return length;
   };
   const auto& state = forward.kernel_state;
+  const DemandRepeatable repeatable;
   auto [dq, dk, dv] = at::_flash_attention_backward(
       SplitHeads(dout, shape), SplitHeads(q, shape), SplitHeads(k, shape), SplitHeads(v, shape),
       SplitHeads(forward.out, shape), forward.log_sum_exp, state[0], state[1], longest(segments),
@@ -147,6 +169,7 @@ std::array<torch::Tensor, 3> AttentionBackward(const torch::Tensor& dout, const 
     const torch::autograd::variable_list inputs = {leaf(q, segments[i]), leaf(k, key_segments[i]),
                                                    leaf(v, key_segments[i])};
     const torch::Tensor out = AttendOne(inputs[0], inputs[1], inputs[2], shape);
+    const DemandRepeatable repeatable;
     const auto gradients = torch::autograd::grad({out}, inputs, {Heads(dout, segments[i], d)});
     Heads(dq, segments[i], d).copy_(gradients[0]);
     Heads(dk, key_segments[i], d).copy_(gradients[1]);

@@ -176,6 +176,28 @@ TEST_P(AttentionTest, EqualsTheHosts) {
     EXPECT_LT(RelativeError(results[1][i], results[0][i]), tolerance) << i;
 }
 
+// Of samples so long that the backward pass splits them, in the same bits every time.
+TEST_P(AttentionTest, RepeatsBitByBit) {
+  const auto& [heads, dtype] = GetParam();
+  const AttentionShape shape{heads.heads, heads.kv_heads, heads.width, heads.window, heads.causal};
+  const std::vector<Segment> segments = {{0, 0, 3000, 0}, {1, 3000, 1096, 0}};
+  at::manual_seed(5);
+  const torch::TensorOptions options = torch::TensorOptions(dtype).device(kGpu);
+  const auto random = [&](int64_t count) {
+    return at::randn({4096, count * heads.width}, options).requires_grad_();
+  };
+  const std::vector<Tensor> leaves = {random(heads.heads), random(heads.kv_heads),
+                                      random(heads.kv_heads)};
+  const Tensor seed = at::randn({4096, heads.heads * heads.width}, options);
+  std::vector<Tensor> first;
+  for (int run = 0; run < 4; ++run) {
+    const Tensor y = Attention(leaves[0], leaves[1], leaves[2], segments, shape);
+    const auto gradients = torch::autograd::grad({y}, leaves, {seed});
+    if (run == 0) first = gradients;
+    for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(gradients[i], first[i])) << i;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, AttentionTest,
     ::testing::Combine(::testing::Values(Heads{8, 2, 64, 0, true}, Heads{4, 4, 128, 0, true},

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/StreamGuard.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <set>
 
 #include "adapters/row_tables.h"
 #include "models/gpu_graph.h"
@@ -100,6 +103,18 @@ TEST(GpuGraphTest, WhatCannotBeRecordedIsAnErrorAndWorkGoesOn) {
 
 class GpuEngineTest : public ::testing::TestWithParam<std::pair<const char*, bool>> {};
 
+// A draw may hang on the last digits of a float32 logit. What the host says at temperatures that
+// differ by so little that only such a draw changes.
+std::vector<std::vector<int64_t>> NearAnswers(Server* host, TenantRequest request) {
+  std::vector<std::vector<int64_t>> answers;
+  const double temperature = request.sampling.temperature;
+  for (const double factor : {1 - 2e-4, 1 + 2e-4}) {
+    request.sampling.temperature = temperature * factor;
+    answers.push_back(AnswersAlone(host, {request})[0]);
+  }
+  return answers;
+}
+
 // Every request's tokens, whatever runs beside it, with graphs and without.
 TEST_P(GpuEngineTest, AnswersAsTheHost) {
   const auto [shape, graphs] = GetParam();
@@ -111,6 +126,7 @@ TEST_P(GpuEngineTest, AnswersAsTheHost) {
   Server gpu(shape, 0, kGpu);
   gpu.AddAll();
   int64_t replays = 0;
+  std::set<int64_t> near;  // requests with such a draw
   for (const TenantKernel kernel : {TenantKernel::kGrouped, TenantKernel::kLoop}) {
     // Few at a time: their widths and tenants come again.
     for (const int64_t width : {3, 40}) {
@@ -125,13 +141,16 @@ TEST_P(GpuEngineTest, AnswersAsTheHost) {
         replays += engine.Step().graph == GraphUse::kReplayed;
         for (const TenantAnswer& answer : engine.TakeAnswers()) {
           EXPECT_THAT(answer.status, IsOk());
-          EXPECT_EQ(answer.tokens, alone[static_cast<size_t>(answer.id)])
-              << "request " << answer.id << " of "
-              << requests[static_cast<size_t>(answer.id)].tenant << ", width " << width;
+          const auto id = static_cast<size_t>(answer.id);
+          if (answer.tokens == alone[id]) continue;
+          near.insert(answer.id);
+          EXPECT_THAT(NearAnswers(&host, requests[id]), ::testing::Contains(answer.tokens))
+              << "request " << id << " of " << requests[id].tenant << ", width " << width;
         }
       }
     }
   }
+  EXPECT_LE(near.size(), 1u);
   if (graphs) {
     EXPECT_GT(replays, 20);
   } else {

@@ -279,6 +279,7 @@ TEST(Recipe, CudaGraphsRefuseWhatTheyCannotRecord) {
                                                         {"parallel.schedule", "gpipe"},
                                                         {"parallel.shard_weights", "true"},
                                                         {"parallel.reserve_memory", "true"},
+                                                        {"parallel.deterministic", "false"},
                                                         {"model.recompute", "layer"},
                                                         {"task.type", "seq2seq"},
                                                         {"adapter.head.dropout", "0.1"},
