@@ -34,6 +34,11 @@ EncoderFlop EncoderFlopOf(const models::ModelConfig& config, bool trained, int64
 
 }  // namespace
 
+int64_t MicroBatchesOf(const Recipe& recipe) {
+  const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
+  return (share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch;
+}
+
 absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const AdapterChoice& adapter,
                                               const WorkShape& shape, bool on_gpu) {
   const adapters::Method& method = *adapter.method;
@@ -43,8 +48,7 @@ absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const Adapte
   work.data = static_cast<int>(recipe.parallel.data);
   const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
   const int64_t samples = std::min(share, recipe.optim.micro_batch);
-  work.micro_batches =
-      static_cast<int>((share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch);
+  work.micro_batches = static_cast<int>(MicroBatchesOf(recipe));
   work.sequence_length = shape.sequence_length + method.virtual_rows();
   work.shape = {
       .element_bytes = dtype == torch::kBFloat16 ? 2 : 4,

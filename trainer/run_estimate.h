@@ -17,6 +17,9 @@
 
 namespace graft::trainer {
 
+// Of a rank and step; the last one may be smaller.
+int64_t MicroBatchesOf(const Recipe& recipe);
+
 // `on_gpu`: where the tensors live. Without what is measured: flop_per_second, and on a CPU
 // base_bytes. Kind input from a prompt encoder's folder.
 absl::StatusOr<sharding::PlanWork> PlanWorkOf(const Recipe& recipe, const AdapterChoice& adapter,

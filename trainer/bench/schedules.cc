@@ -47,11 +47,6 @@ absl::Status CheckRecipe(const Recipe& recipe) {
   return absl::OkStatus();
 }
 
-int64_t MicroBatchesOf(const Recipe& recipe) {
-  const int64_t share = recipe.optim.global_batch / recipe.parallel.data;
-  return (share + recipe.optim.micro_batch - 1) / recipe.optim.micro_batch;
-}
-
 absl::StatusOr<Case> CheckCase(const Recipe& recipe, const std::string& schedule) {
   Case found{recipe, 0};
   found.recipe.parallel.schedule = schedule;
